@@ -1,0 +1,549 @@
+"""Run one pipeline under observation and say what it did: counters, operators, samples, answers.
+
+Counters are what the course asserts: they are the same on a busy machine as on an idle one. Times
+and samples are shown with their spread and never asserted.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from helpers import events
+
+_SAMPLE_EVERY_S = 0.25
+
+
+@dataclass
+class Operator:
+    """One physical operator of one execution, as Ray Data's executor counted it."""
+
+    name: str
+    tasks: int
+    blocks: int  # blocks that left the operator
+    rows: int  # rows that left the operator
+    bytes_out: int  # bytes of those blocks: what went through the object store
+    actors: bool  # an actor pool, not tasks
+    task_s: float  # time its tasks took, summed
+
+    @property
+    def is_input(self) -> bool:
+        return self.name in ("Input", "InputDataBuffer")
+
+
+@dataclass
+class Sample:
+    """The machine at one moment of a run."""
+
+    at_s: float
+    cpu_percent: float  # all cores of the machine: 0-100
+    workers_bytes: int  # private memory of all Ray workers of this node
+    largest_worker_bytes: int
+    object_store_bytes: int
+    rows: int  # rows that have left the last operator of the execution under way
+    gpu_percent: float | None = None
+    gpu_bytes: int | None = None
+
+
+@dataclass
+class Run:
+    """What one observed run did. `answers` maps "synset/file" to that image's answer."""
+
+    name: str
+    seconds: float
+    first_batch_s: float | None  # None: the pipeline consumed itself
+    first_batch_rows: int
+    answers: dict[str, np.ndarray]
+    rows: int
+    executions: list[list[Operator]]
+    events: Counter
+    samples: list[Sample]
+    sampling_cost: float  # CPU seconds of the sampler per second of the run
+    spilled_bytes: int
+    bytes_read: int | None  # by the workers, through read calls; None: not known on this system
+    bytes_written: int | None
+    files_written: list[int] = field(default_factory=list)  # sizes in bytes
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def images_per_s(self) -> float:
+        """End to end, start-up included; from the images that came out, not from Ray's rows."""
+        return len(self.answers) / self.seconds
+
+    @property
+    def steady_images_per_s(self) -> float | None:
+        """After the first batch of answers, so without start-up."""
+        if self.first_batch_s is None or self.rows <= self.first_batch_rows:
+            return None
+        return (self.rows - self.first_batch_rows) / (self.seconds - self.first_batch_s)
+
+    @property
+    def operators(self) -> list[Operator]:
+        """The operators of all executions, without the input buffers."""
+        return [op for execution in self.executions for op in execution if not op.is_input]
+
+    def _pairs(self) -> list[tuple[Operator, Operator]]:
+        """Neighboring operators of each execution."""
+        return [pair for execution in self.executions for pair in pairwise(execution)]
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """Histogram of what the model saw: batch size -> forward passes."""
+        found = {
+            int(name.split(":")[1]): n
+            for name, n in self.events.items()
+            if name.startswith("batch_size:")
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def counters(self) -> dict[str, int | float]:
+        """Every counter by name.
+
+        "Model" in `bytes_to_model` and `bytes_from_model` is any actor pool: what the operator
+        before it, and it itself, put into the object store.
+        """
+        ops = self.operators
+        sizes = self.batch_sizes
+        named = {
+            "rows": self.rows,
+            "duplicate_rows": self.rows - len(self.answers),
+            "executions": len(self.executions),
+            "operators": len(ops),
+            "actor_operators": sum(op.actors for op in ops),
+            "tasks": sum(op.tasks for op in ops),
+            "blocks": sum(op.blocks for op in ops),
+            "bytes_through_store": sum(op.bytes_out for op in ops),
+            "bytes_to_model": sum(before.bytes_out for before, op in self._pairs() if op.actors),
+            "bytes_from_model": sum(op.bytes_out for op in ops if op.actors),
+            "model_constructions": 0,
+            "forward_passes": 0,
+            "images_through_model": 0,
+            "largest_batch": max(sizes, default=0),
+            "smallest_batch": min(sizes, default=0),
+            "spilled_bytes": self.spilled_bytes,
+            "files_written": len(self.files_written),
+        }
+        return named | dict(self.events) | self.extra
+
+    def counter(self, name: str) -> int | float:
+        """One counter of `counters`, or one that is summed over some operators.
+
+        `bytes_out:X`, `rows_out:X`, `tasks:X`, `blocks:X` and `operators:X` sum over the operators
+        whose name contains X; zero when no operator does.
+
+        Raises: KeyError with the names there are.
+        """
+        kind, _, text = name.partition(":")
+        value = {
+            "bytes_out": lambda op: op.bytes_out,
+            "rows_out": lambda op: op.rows,
+            "tasks": lambda op: op.tasks,
+            "blocks": lambda op: op.blocks,
+            "operators": lambda op: 1,
+        }.get(kind)
+        if text and value:
+            return sum(value(op) for op in self.operators if text in op.name)
+        if kind in ("calls", "batch_size"):
+            return self.events.get(name, 0)
+        try:
+            return self.counters[name]
+        except KeyError:
+            raise KeyError(f"no counter {name!r}; there are {sorted(self.counters)}") from None
+
+    @property
+    def peak_object_store_bytes(self) -> int:
+        return max((s.object_store_bytes for s in self.samples), default=0)
+
+    @property
+    def peak_worker_bytes(self) -> int:
+        """Largest private memory of all workers together."""
+        return max((s.workers_bytes for s in self.samples), default=0)
+
+    @property
+    def peak_largest_worker_bytes(self) -> int:
+        return max((s.largest_worker_bytes for s in self.samples), default=0)
+
+    @property
+    def cpu_percent(self) -> float:
+        return float(np.mean([s.cpu_percent for s in self.samples])) if self.samples else 0.0
+
+    @property
+    def gpu_percent(self) -> float | None:
+        seen = [s.gpu_percent for s in self.samples if s.gpu_percent is not None]
+        return float(np.mean(seen)) if seen else None
+
+    def to_dict(self) -> dict:
+        """Everything but the answers, for JSON."""
+        return {
+            "name": self.name,
+            "seconds": self.seconds,
+            "first_batch_s": self.first_batch_s,
+            "images": len(self.answers),
+            "images_per_s": self.images_per_s,
+            "steady_images_per_s": self.steady_images_per_s,
+            "counters": self.counters,
+            "batch_sizes": self.batch_sizes,
+            "operators": [
+                [vars(op) for op in execution if not op.is_input] for execution in self.executions
+            ],
+            "peak_object_store_bytes": self.peak_object_store_bytes,
+            "peak_worker_bytes": self.peak_worker_bytes,
+            "cpu_percent": self.cpu_percent,
+            "gpu_percent": self.gpu_percent,
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "sampling_cost": self.sampling_cost,
+        }
+
+
+def run(
+    pipeline: Callable[[], object],
+    name: str = "",
+    answer: str = "logits",
+    key: str = "path",
+    on_sample: Callable[[Sample], None] | None = None,
+) -> Run:
+    """Call `pipeline`, consume what it returns and report.
+
+    Args:
+        pipeline: a function without arguments that returns one of
+            a `ray.data.Dataset`: it is streamed to its end, the clock runs meanwhile;
+            a folder (`Path`) that it wrote as Parquet: read back after the clock has stopped;
+            a table (`pyarrow.Table`, `pandas.DataFrame`, list of rows, dict of columns).
+        answer: the column that holds each image's answer, any array or number.
+        key: the column that holds each image's path.
+        on_sample: called with every `Sample` while the pipeline runs, for a live display.
+
+    Raises: TypeError for another return value; KeyError for a missing column; whatever the pipeline
+    raises.
+    """
+    before = events.totals()
+    with _Observer(on_sample) as seen:
+        result = pipeline()
+        answers, rows, first_batch_s, first_rows = _consume(result, answer, key, seen.elapsed)
+    if isinstance(result, str | os.PathLike):
+        files = [f for f in Path(result).rglob("*") if f.is_file() and f.suffix == ".parquet"]
+        answers, rows = _read_back(result, answer, key)
+    else:
+        files = []
+    return Run(
+        name=name,
+        seconds=seen.seconds,
+        first_batch_s=first_batch_s,
+        first_batch_rows=first_rows,
+        answers=answers,
+        rows=rows,
+        executions=seen.executions,
+        events=events.totals() - before,
+        samples=seen.samples,
+        sampling_cost=seen.sampling_cost,
+        spilled_bytes=seen.spilled_bytes,
+        bytes_read=seen.bytes_read,
+        bytes_written=seen.bytes_written,
+        files_written=[f.stat().st_size for f in files],
+    )
+
+
+def plan(dataset) -> list[str]:
+    """The names of the physical operators that `dataset` would run, first to last, input left out.
+
+    It is what `dataset.explain()` prints below "Physical Plan", read from that text.
+    """
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        dataset.explain()
+    physical = re.split(r"-+ (?:Optimized )?Physical Plan(?: \(Optimized\))? -+", text.getvalue())
+    return re.findall(r"Operator\[([^\n]*)\]", physical[-1])[::-1]
+
+
+def short_key(path: object) -> str:
+    """The name by which answers are matched: "synset/file" of an image's path."""
+    text = path.decode() if isinstance(path, bytes) else str(path)
+    return "/".join(text.replace("\\", "/").split("/")[-2:])
+
+
+def _consume(result, answer, key, elapsed):
+    """Answers, rows, seconds to the first batch and its rows, of what a pipeline returned."""
+    import ray.data
+
+    if isinstance(result, ray.data.Dataset):
+        answers, rows, first_s, first_rows = {}, 0, None, 0
+        for batch in result.iter_batches(batch_size=None, batch_format="numpy"):
+            size = len(next(iter(batch.values()))) if batch else 0
+            if first_s is None and size:
+                first_s, first_rows = elapsed(), size
+            rows += size
+            answers.update(_answers(batch, answer, key))
+        return answers, rows, first_s, first_rows
+    if isinstance(result, str | os.PathLike):
+        return {}, 0, None, 0
+    columns = _columns(result)
+    return _answers(columns, answer, key), len(columns[key]), None, 0
+
+
+def _columns(table) -> dict:
+    import pandas as pd
+    import pyarrow as pa
+
+    if isinstance(table, pa.Table):
+        return {c: table[c].to_pylist() for c in table.column_names}
+    if isinstance(table, pd.DataFrame):
+        return {c: table[c].tolist() for c in table.columns}
+    if isinstance(table, list) and table and isinstance(table[0], dict):
+        return {c: [row[c] for row in table] for c in table[0]}
+    if isinstance(table, dict):
+        return table
+    raise TypeError(
+        "the pipeline must return a Dataset, the folder that it wrote, or a table of answers; "
+        f"it returned {type(table).__name__}"
+    )
+
+
+def _answers(columns: dict, answer: str, key: str) -> dict[str, np.ndarray]:
+    for column in (key, answer):
+        if column not in columns:
+            raise KeyError(f"no column {column!r} in the result; it has {sorted(columns)}")
+    pairs = zip(columns[key], columns[answer], strict=True)
+    return {short_key(path): np.asarray(value) for path, value in pairs}
+
+
+def _read_back(folder, answer, key):
+    import pyarrow.dataset
+
+    columns = [key, answer]
+    table = pyarrow.dataset.dataset(folder, format="parquet").to_table(columns=columns)
+    return _answers(_columns(table), answer, key), table.num_rows
+
+
+class _Observer:
+    """Watches the executions of this driver and the workers of this node, until it is closed."""
+
+    def __init__(self, on_sample=None):
+        self.samples: list[Sample] = []
+        self.executions: list[list[Operator]] = []
+        self._on_sample = on_sample
+        self._executors = []
+        self._stop = threading.Event()
+
+    def __enter__(self):
+        from ray.data import DataContext
+
+        _Callback.observers.append(self)
+        classes = DataContext.get_current().custom_execution_callback_classes
+        if _callback_class() not in classes:
+            classes.append(_callback_class())
+        self._workers = _Workers()
+        self._io_before = self._workers.io()
+        self._store_before = _store_stats()
+        self._start = time.perf_counter()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.seconds = self.elapsed()
+        self._stop.set()
+        self._thread.join()
+        _Callback.observers.remove(self)
+        self.executions = [_operators(executor) for executor in self._executors]
+        self._executors = []  # executors hold on to blocks
+        self.spilled_bytes = max(
+            0, _store_stats().spilled_bytes_total - self._store_before.spilled_bytes_total
+        )
+        before, after = self._io_before, self._workers.io()
+        known = before is not None and after is not None
+        self.bytes_read = after[0] - before[0] if known else None
+        self.bytes_written = after[1] - before[1] if known else None
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    def started(self, executor) -> None:
+        self._executors.append(executor)
+
+    def _sample(self):
+        psutil.cpu_percent()  # the first call only starts the interval
+        gpus = _Gpus()
+        while not self._stop.wait(_SAMPLE_EVERY_S):
+            private = self._workers.private_bytes()
+            gpu_percent, gpu_bytes = gpus.read()
+            sample = Sample(
+                at_s=self.elapsed(),
+                cpu_percent=psutil.cpu_percent(),
+                workers_bytes=sum(private),
+                largest_worker_bytes=max(private, default=0),
+                object_store_bytes=_store_stats().object_store_bytes_used,
+                rows=_rows_so_far(self._executors),
+                gpu_percent=gpu_percent,
+                gpu_bytes=gpu_bytes,
+            )
+            self.samples.append(sample)
+            if self._on_sample:
+                self._on_sample(sample)
+        self.sampling_cost = time.thread_time() / max(self.elapsed(), 1e-9)
+
+
+class _Callback:
+    """Who is observing; Ray Data makes one callback object per execution."""
+
+    observers: list[_Observer] = []
+    cls = None
+
+
+def _callback_class():
+    """The class that Ray Data calls at each execution, built late: importing Ray takes time."""
+    if _Callback.cls is None:
+        from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+        class ObserveExecution(ExecutionCallback):
+            def before_execution_starts(self, executor):
+                for observer in _Callback.observers:
+                    observer.started(executor)
+
+        _Callback.cls = ObserveExecution
+    return _Callback.cls
+
+
+def _operators(executor) -> list[Operator]:
+    """What each operator of one execution did, first operator first."""
+    found = []
+    for op in executor._topology or {}:
+        metrics = op.metrics
+        found.append(
+            Operator(
+                name=op.name,
+                tasks=metrics.num_tasks_finished,
+                blocks=metrics.num_task_outputs_generated,
+                rows=metrics.rows_task_outputs_generated,
+                bytes_out=metrics.bytes_task_outputs_generated,
+                actors=type(op).__name__ == "ActorPoolMapOperator",
+                task_s=metrics.task_completion_time_s,
+            )
+        )
+    return found
+
+
+def _rows_so_far(executors) -> int:
+    if not executors or not executors[-1]._topology:
+        return 0
+    return list(executors[-1]._topology)[-1].metrics.row_outputs_taken
+
+
+def _store_stats():
+    """The object store of the whole cluster, as the raylets report it."""
+    global _stub
+    import ray
+    from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
+
+    session = ray.get_runtime_context().get_session_name()
+    if _stub is None or _stub[0] != session:
+        from ray._private.grpc_utils import init_grpc_channel
+
+        node = next(n for n in ray.nodes() if n["Alive"])
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        _stub = session, node_manager_pb2_grpc.NodeManagerServiceStub(init_grpc_channel(address))
+    request = node_manager_pb2.FormatGlobalMemoryInfoRequest(include_memory_info=False)
+    return _stub[1].FormatGlobalMemoryInfo(request, timeout=10).store_stats
+
+
+_stub = None
+
+
+class _Workers:
+    """Ray's worker processes on this node."""
+
+    _FIND_EVERY_S = 1.0
+
+    def __init__(self):
+        self._found: dict[int, psutil.Process] = {}
+        self._ended_io: Counter = Counter()
+        self._last_io: dict[int, tuple[int, int]] = {}
+        self._at = 0.0
+
+    def _processes(self) -> list[psutil.Process]:
+        if time.monotonic() - self._at > self._FIND_EVERY_S:
+            self._at = time.monotonic()
+            for raylet in _raylets():
+                with contextlib.suppress(psutil.Error):
+                    for child in raylet.children(recursive=True):
+                        self._found.setdefault(child.pid, child)
+        return list(self._found.values())
+
+    def private_bytes(self) -> list[int]:
+        """Memory of each worker that is its own: without the object store and shared libraries."""
+        sizes = []
+        for process in self._processes():
+            try:
+                info = process.memory_info()
+                sizes.append(info.rss - getattr(info, "shared", 0))
+                if hasattr(process, "io_counters"):
+                    counters = process.io_counters()
+                    self._last_io[process.pid] = (counters.read_chars, counters.write_chars)
+            except (psutil.Error, AttributeError):
+                self._found.pop(process.pid, None)
+        return sizes
+
+    def io(self) -> tuple[int, int] | None:
+        """Bytes read and written by all workers seen so far, ended ones as last seen."""
+        if not sys.platform.startswith("linux"):
+            return None
+        self._at = 0.0
+        self.private_bytes()
+        return (
+            sum(read for read, _ in self._last_io.values()),
+            sum(written for _, written in self._last_io.values()),
+        )
+
+
+def _raylets() -> list[psutil.Process]:
+    global _raylet
+    if _raylet is None or not _raylet.is_running():
+        import ray
+
+        session = ray.get_runtime_context().get_session_name()
+        _raylet = None
+        for process in psutil.process_iter(["name", "cmdline"]):
+            if process.info["name"] == "raylet" and session in " ".join(
+                process.info["cmdline"] or []
+            ):
+                _raylet = process
+                break
+    return [_raylet] if _raylet else []
+
+
+_raylet: psutil.Process | None = None
+
+
+class _Gpus:
+    """Utilization and memory of this node's NVIDIA devices; (None, None) without any."""
+
+    def __init__(self):
+        self._handles = []
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            count = pynvml.nvmlDeviceGetCount()
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        except Exception:  # no driver, no library, no permission: no GPU to watch
+            self._nvml = None
+
+    def read(self) -> tuple[float | None, int | None]:
+        if not self._handles:
+            return None, None
+        busy = [self._nvml.nvmlDeviceGetUtilizationRates(h).gpu for h in self._handles]
+        used = [self._nvml.nvmlDeviceGetMemoryInfo(h).used for h in self._handles]
+        return float(np.mean(busy)), int(sum(used))

@@ -1,0 +1,387 @@
+"""Every figure and table of the course, in one style.
+
+Figures go to the page as HTML with the image inside: the alt text can then state what was found in
+this run, and the page needs no other file. Colors are from the Okabe-Ito set, which people with any
+common color vision can tell apart; shapes and labels repeat what the color says.
+"""
+
+import base64
+import html
+import io
+
+NAIVE = "#D55E00"
+FIXED = "#0072B2"
+OTHER = "#009E73"
+GREY = "#6b7280"
+COLORS = {"naive": NAIVE, "fixed": FIXED}
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.facecolor": "white",
+}
+
+
+class Figure:
+    """A finished figure: shows itself with its finding as alt text and caption."""
+
+    def __init__(self, figure, finding: str, provenance: str = ""):
+        import matplotlib.pyplot as plt
+
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+        plt.close(figure)  # or the notebook shows it a second time
+        self.png = buffer.getvalue()
+        self.finding = finding
+        self.provenance = provenance
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.png).decode()
+        alt = html.escape(self.finding, quote=True)
+        note = f'<br><small class="course-provenance">{html.escape(self.provenance)}</small>'
+        return (
+            f'<figure class="course-figure"><img alt="{alt}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(self.finding)}{note if self.provenance else ''}</figcaption>"
+            "</figure>"
+        )
+
+    def __repr__(self) -> str:
+        return self.finding
+
+
+def subplots(*args, **kwargs):
+    """`matplotlib.pyplot.subplots` in the style of the course (for figures of a lesson's own)."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(_STYLE)
+    return plt.subplots(*args, **({"layout": "constrained"} | kwargs))
+
+
+def before_after(comparison) -> Figure:
+    """Left: seconds, a dot per repeat. Right: the counter that is the mistake."""
+    from helpers.compare import _counter_name, _number, short_provenance
+
+    counter = comparison.evidence[0].counter
+    figure, (left, right) = subplots(1, 2, figsize=(9, 2.9), width_ratios=(3, 2))
+    for y, side in ((1, "naive"), (0, "fixed")):
+        seconds = comparison.seconds(side)
+        _dots(left, seconds, y, COLORS[side])
+        value = comparison.values(side, counter)[-1]
+        right.barh(y, value, color=COLORS[side], height=0.5)
+        right.annotate(
+            _number(counter, value),
+            (value, y),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    for axes in (left, right):
+        axes.set_yticks([1, 0], comparison.labels)
+        axes.set_ylim(-0.6, 1.6)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+    right.margins(x=0.3)
+    right.set_xlim(0, max(right.get_xlim()[1], 1))
+    left.set_xlabel("seconds per run (dot: one run, bar: fastest, hollow: first run)")
+    left.set_title(f"{comparison.id}: time")
+    right.set_title(_counter_name(counter))
+    right.xaxis.set_major_formatter(lambda x, _: _number(counter, x))
+    right.xaxis.set_major_locator(_few_ticks())
+    return Figure(figure, comparison.finding(), short_provenance(comparison.provenance))
+
+
+def _few_ticks():
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=3)
+
+
+def _dots(axes, values, y, color):
+    """One dot per value; the first, with nothing warm yet, is hollow; a bar marks the smallest."""
+    axes.barh(y, min(values), color=color, alpha=0.25, height=0.5)
+    for i, value in enumerate(values):
+        hollow = i == 0 and len(values) > 1
+        axes.plot(
+            value, y, "o", ms=8, mfc="white" if hollow else color, mec=color, mew=1.8, clip_on=False
+        )
+
+
+def bars(
+    labels, values, title: str, xlabel: str, finding: str, colors=None, provenance="", runs=None
+):
+    """Horizontal bars, first label on top. `runs`: the single runs of each bar, as circles."""
+    figure, axes = subplots(figsize=(9, 0.9 + 0.5 * len(labels)))
+    positions = range(len(labels) - 1, -1, -1)
+    axes.barh(positions, values, color=colors or FIXED, height=0.6)
+    for y, value, single in zip(positions, values, runs or [[]] * len(values), strict=True):
+        axes.plot(single, [y] * len(single), "o", ms=6, mfc="white", mec="black")
+        edge = max([value, *single])
+        axes.annotate(
+            short(value), (edge, y), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(positions, labels)
+    axes.set_xlabel(xlabel)
+    axes.set_title(title)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    return Figure(figure, finding, provenance)
+
+
+def ceiling(parts: dict, together: float, finding: str, provenance: str = "") -> Figure:
+    """What each part could do alone, in images/s on a log scale, and the line for all together.
+
+    `parts`: name -> images/s of each repeat.
+    """
+    figure, axes = subplots(figsize=(9, 1.2 + 0.6 * len(parts)))
+    for y, rates in enumerate(reversed(parts.values())):
+        axes.barh(y, max(rates), color=GREY, height=0.55)
+        axes.plot(rates, [y] * len(rates), "o", ms=6, mfc="white", mec="black")
+        axes.annotate(
+            short(max(rates)),
+            (max(rates), y),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.axvline(together, color=NAIVE, lw=2, ls="--")
+    axes.annotate(
+        f"together: {short(together)}",
+        (together, 1),
+        xycoords=("data", "axes fraction"),
+        va="bottom",
+        ha="center",
+        color=NAIVE,
+    )
+    axes.set_yticks(range(len(parts)), list(reversed(parts)))
+    axes.set_xscale("log")
+    axes.set_xlim(left=min(1.0, together / 2))
+    axes.margins(x=0.15)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("images/s, each part alone with all cores (log scale; circle: each run)")
+    return Figure(figure, finding, provenance)
+
+
+def curve(x, series: dict, title, xlabel, ylabel, finding, provenance="", log_x=True):
+    """Lines over x, each repeat as a dot. `series`: label -> list (per x) of lists of values."""
+    figure, axes = subplots(figsize=(9, 3.4))
+    markers = iter("osD^v")
+    for (label, runs), color in zip(series.items(), (FIXED, NAIVE, OTHER, GREY), strict=False):
+        marker = next(markers)
+        axes.plot(x, [max(r) for r in runs], color=color, lw=2, label=label)
+        for at, values in zip(x, runs, strict=True):
+            axes.plot([at] * len(values), values, marker, color=color, ms=6, mfc="white", mew=1.5)
+    if log_x:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return Figure(figure, finding, provenance)
+
+
+def plan(operators, title: str = "plan") -> Figure:
+    """The physical plan as boxes: what is fused stands in one box; between boxes, what is shipped.
+
+    `operators`: names (from `measure.plan`), or the `measure.Operator`s of a run, which add tasks
+    and bytes.
+    """
+    names = [op if isinstance(op, str) else op.name for op in operators]
+    figure, axes = subplots(figsize=(9, 0.7 + 0.62 * len(names)))
+    axes.axis("off")
+    for i, (name, op) in enumerate(zip(names, operators, strict=True)):
+        y = -i
+        measured = not isinstance(op, str)
+        color = NAIVE if measured and op.actors else FIXED
+        box = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": color, "lw": 2}
+        axes.text(0, y, name.replace("->", " → "), ha="left", va="center", bbox=box)
+        if measured:
+            kind = "actors" if op.actors else "tasks"
+            text = f"{op.tasks} tasks on {kind}" if op.actors else f"{op.tasks} {kind}"
+            axes.text(
+                0.66, y, f"{text}, {op.rows} rows, {megabytes(op.bytes_out)} out", va="center"
+            )
+        if i:
+            axes.annotate(
+                "", (0.05, y + 0.25), (0.05, y + 0.75), arrowprops={"arrowstyle": "->", "lw": 1.5}
+            )
+    axes.set_ylim(-len(names) + 0.4, 0.6)
+    axes.set_xlim(-0.02, 1.1)
+    axes.set_title(title)
+    parts = "; then ".join(name.replace("->", " fused with ") for name in names)
+    return Figure(figure, f"{title}: {len(names)} operators: {parts}.")
+
+
+def timeline(run, title: str = "One run over time") -> Figure:
+    """Images done, CPU and object store over the seconds of one run."""
+    figure, axes = subplots(3, 1, figsize=(9, 5.2), sharex=True)
+    at = [s.at_s for s in run.samples]
+    axes[0].plot(at, [s.rows for s in run.samples], color=FIXED, lw=2)
+    axes[0].set_ylabel("images done")
+    axes[1].plot(at, [s.cpu_percent for s in run.samples], color=GREY, lw=2, label="CPU")
+    if run.gpu_percent is not None:
+        axes[1].plot(
+            at, [s.gpu_percent for s in run.samples], color=OTHER, lw=2, ls="--", label="GPU"
+        )
+        axes[1].legend(frameon=False)
+    axes[1].set_ylabel("busy, %")
+    axes[1].set_ylim(0, 105)
+    axes[2].plot(at, [s.object_store_bytes / 1e6 for s in run.samples], color=NAIVE, lw=2)
+    axes[2].set_ylabel("object store, MB")
+    axes[2].set_xlabel("seconds")
+    axes[0].set_title(title)
+    if run.first_batch_s is not None:
+        for ax in axes:
+            ax.axvline(run.first_batch_s, color="black", lw=1, ls=":")
+        axes[0].annotate(
+            " first answers", (run.first_batch_s, 0.9), xycoords=("data", "axes fraction"), va="top"
+        )
+    first = f"{run.first_batch_s:.1f} s" if run.first_batch_s is not None else "unknown time"
+    finding = (
+        f"{run.rows} images in {run.seconds:.1f} s; the first answers came after {first}; "
+        f"CPU {run.cpu_percent:.0f} % busy on average, object store at most "
+        f"{megabytes(run.peak_object_store_bytes)}."
+    )
+    return Figure(figure, finding)
+
+
+def images(paths, captions, finding: str, columns: int = 4) -> Figure:
+    """Pictures in a grid, each with a caption below."""
+    from PIL import Image
+
+    rows = -(-len(paths) // columns)
+    figure, axes = subplots(rows, columns, figsize=(9, 2.5 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, path, caption in zip(axes.flat, paths, captions, strict=False):
+        with Image.open(path) as image:
+            ax.imshow(image.convert("RGB"))
+        ax.set_title(caption, fontsize=9, fontweight="normal", loc="center")
+    return Figure(figure, finding)
+
+
+class Table:
+    """Rows of plain text, shown as a compact table."""
+
+    def __init__(self, header, rows, caption: str = ""):
+        self.header, self.rows, self.caption = list(header), [list(row) for row in rows], caption
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in self.header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        return (
+            f'<div class="course-table"><table>{caption}<thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join(" | ".join(str(c) for c in row) for row in [self.header, *self.rows])
+
+
+def comparison_table(comparison) -> str:
+    """The checked claims of a comparison, then what was only observed, as HTML."""
+    from helpers.compare import _counter_name, _number, short_provenance
+
+    rows = []
+    for claim in comparison.evidence:
+        naive, fixed = (comparison.values(s, claim.counter)[-1] for s in ("naive", "fixed"))
+        rows.append(
+            [
+                f"✓ {_counter_name(claim.counter)}",
+                _number(claim.counter, naive),
+                _number(claim.counter, fixed),
+            ]
+        )
+    found = comparison.agreement
+    same = f"{found.same} of {found.images} images (within {found.tolerance:g})"
+    rows.append(
+        ["✓ same answer" if comparison.answers_expected == "same" else "✗ same answer", same, ""]
+    )
+    observed = {
+        "seconds": lambda r: r.seconds,
+        "images/s, end to end": lambda r: r.images_per_s,
+        "seconds to first answers": lambda r: r.first_batch_s,
+        "images/s, after the first": lambda r: r.steady_images_per_s,
+        "CPU busy, %": lambda r: r.cpu_percent,
+        "GPU busy, %": lambda r: r.gpu_percent,
+        "peak worker memory, MB": lambda r: r.peak_worker_bytes / 1e6,
+        "peak object store, MB": lambda r: r.peak_object_store_bytes / 1e6,
+    }
+    for name, value in observed.items():
+        cells = [
+            _spread([value(run) for run in side]) for side in (comparison.naive, comparison.fixed)
+        ]
+        if any(cells):
+            rows.append([name, *cells])
+    caption = short_provenance(comparison.provenance)
+    return Table(["✓ checked on every run", *comparison.labels], rows, caption)._repr_html_()
+
+
+def _spread(values) -> str:
+    """The middle of the repeats, and their range."""
+    known = sorted(v for v in values if v is not None)
+    if not known:
+        return ""
+    middle = known[len(known) // 2]
+    digits = 0 if middle >= 100 else 1
+    if len(known) == 1:
+        return f"{middle:,.{digits}f}"
+    return f"{middle:,.{digits}f} ({known[0]:,.{digits}f} to {known[-1]:,.{digits}f})"
+
+
+def short(value: float) -> str:
+    """A number for a label: three digits are enough."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
+
+
+def megabytes(n: float) -> str:
+    return f"{n / 1e6:,.1f} MB" if n >= 1e5 else f"{n / 1e3:,.1f} kB"
+
+
+def panel(kind: str, title: str, lines: list[str]) -> str:
+    """A box of feedback as HTML. `kind`: ok, wrong, notfixed, suspicious or note."""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    head = f"<strong>{html.escape(title)}</strong>"
+    return f'<div class="course-panel {kind}">{head}<ul>{items}</ul></div>'
+
+
+def show_status(text: str, handle=None):
+    """Show or replace one line while a cell works; returns the handle. Silent outside notebooks."""
+    if not _in_notebook():
+        return None
+    from IPython.display import HTML, display
+
+    shown = HTML(f"<small>{html.escape(text)} …</small>")
+    if handle is None:
+        return display(shown, display_id=True)
+    handle.update(shown)
+    return handle
+
+
+def clear_status(handle) -> None:
+    if handle is not None:
+        from IPython.display import HTML
+
+        handle.update(HTML(""))
+
+
+def _in_notebook() -> bool:
+    import sys
+
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

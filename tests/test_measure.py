@@ -1,0 +1,115 @@
+"""A run's counters are what the pipeline did; no test looks at a clock."""
+
+import numpy as np
+import pytest
+
+from helpers import events, measure
+from helpers.events import counted
+
+N = 20
+
+
+@pytest.fixture
+def rows(ray_session):
+    def make(blocks: int = 4):
+        items = [{"path": f"somewhere/train/n01/{i}.JPEG", "logits": [i, 0.0]} for i in range(N)]
+        return ray_session.data.from_items(items, override_num_blocks=blocks)
+
+    return make
+
+
+@counted
+def same(row):
+    return row
+
+
+def test_rows_and_answers_are_matched_by_image(rows):
+    run = measure.run(lambda: rows().map(same))
+    assert run.rows == N
+    assert run.answers["n01/7.JPEG"].tolist() == [7, 0]
+    assert run.counter("duplicate_rows") == 0
+
+
+def test_calls_are_counted_in_the_workers(rows):
+    run = measure.run(lambda: rows().map(same))
+    assert run.counter("calls:same") == N
+    again = measure.run(lambda: rows())
+    assert again.counter("calls:same") == 0, "a run sees its own events only"
+
+
+def test_every_execution_counts(rows):
+    def three_times():
+        mapped = rows().map(same)
+        mapped.count()
+        mapped.take(1)
+        return mapped
+
+    assert measure.run(three_times).counter("executions") == 3
+    assert measure.run(lambda: rows().map(same)).counter("executions") == 1
+
+
+def test_operators_tell_fusion_tasks_rows_and_bytes(rows):
+    def pixels(batch):
+        return {"path": batch["path"], "logits": np.zeros((len(batch["path"]), 1000), np.float32)}
+
+    run = measure.run(lambda: rows().map(same).map_batches(pixels))
+    (fused,) = run.operators
+    assert fused.name == "Map(same)->MapBatches(pixels)"
+    assert (fused.tasks, fused.rows, fused.actors) == (4, N, False)
+    assert run.counter("bytes_out:pixels") >= N * 4000
+    split = measure.run(lambda: rows().map(same, num_cpus=0.5).map_batches(pixels))
+    assert split.counter("operators") == 2
+    assert split.counter("operators:->") == 0
+
+
+def test_actor_pools_are_told_from_tasks(rows, ray_session):
+    class Model:
+        def __init__(self):
+            events.emit("model_constructions")
+
+        def __call__(self, batch):
+            events.emit(f"batch_size:{len(batch['path'])}")
+            return batch
+
+    def pipeline():
+        pool = ray_session.data.ActorPoolStrategy(size=1)
+        return rows(blocks=1).map_batches(Model, batch_size=8, compute=pool, num_cpus=0.5)
+
+    run = measure.run(pipeline)
+    assert run.counter("model_constructions") == 1
+    assert run.batch_sizes == {4: 1, 8: 2}
+    assert run.counter("actor_operators") == 1
+    assert run.counter("bytes_from_model") > 0
+
+
+def test_written_files_are_read_back_and_counted(rows, tmp_path):
+    def write():
+        rows().write_parquet(tmp_path / "out")
+        return tmp_path / "out"
+
+    run = measure.run(write)
+    assert run.rows == N
+    assert run.counter("files_written") == len(list((tmp_path / "out").glob("*.parquet"))) >= 1
+    assert min(run.files_written) > 0
+
+
+def test_plan_reads_the_physical_operators(rows):
+    dataset = rows().map(same).map_batches(lambda batch: batch, num_cpus=0.5)
+    assert [name.split("(")[0] for name in measure.plan(dataset)][-2:] == ["Map", "MapBatches"]
+
+
+def test_a_wrong_return_value_is_named(ray_session):
+    with pytest.raises(TypeError, match="returned int"):
+        measure.run(lambda: 3)
+    with pytest.raises(KeyError, match="no column 'logits'"):
+        measure.run(lambda: [{"path": "a/b", "label": 1}])
+
+
+def test_an_unknown_counter_names_the_known_ones(rows):
+    with pytest.raises(KeyError, match="model_constructions"):
+        measure.run(rows).counter("model_constructoins")
+
+
+def test_events_survive_a_cut_line(tmp_path, monkeypatch):
+    (tmp_path / "1.tsv").write_text("a\t2\na\t1\nb\t")
+    assert events._read(tmp_path) == {"a": 3}
