@@ -52,14 +52,17 @@ $(VENV)/bin/python:
 	@"$(PYTHON)" -m venv "$(VENV)" || { rm -f "$(VENV)"/bin/python*; \
 	  echo "Python could not create an environment. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
-$(VENV)/.course: $(VENV)/bin/python requirements.txt constraints.txt pyproject.toml
+NEEDS := $(VENV)/bin/python requirements.txt constraints.txt pyproject.toml
+
+$(VENV)/.course: $(NEEDS)
 	@echo "Installing the course into $(VENV). The first time this takes minutes: PyTorch is large."
 	@$(call install,-r requirements.txt)
 	@touch $@
 
-$(VENV)/.course-tests: $(VENV)/.course tests/requirements.txt
+$(VENV)/.course-tests: $(NEEDS) tests/requirements.txt
+	@echo "Installing the course and its tests into $(VENV). The first time this takes minutes."
 	@$(call install,-r tests/requirements.txt)
-	@touch $@
+	@touch $(VENV)/.course $@
 
 # --- the site --------------------------------------------------------------------------------
 

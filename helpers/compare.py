@@ -117,16 +117,19 @@ class Comparison:
         first = self.evidence[0]
         naive, fixed = (self.values(side, first.counter)[-1] for side in ("naive", "fixed"))
         ratio = self.speedup
-        if ratio >= 1.1:
+        if len(self.naive) == 1:
+            effect = "one run each, so no statement about time"
+        elif ratio >= 1.1:
             effect = f"{ratio:.1f}x faster here"
         elif ratio <= 0.9:
             effect = f"{1 / ratio:.1f}x slower here"
         else:
             effect = "no clear difference in time here"
+        before, after = (counter_value(first.counter, value) for value in (naive, fixed))
+        naive_s, fixed_s = (min(self.seconds(side)) for side in ("naive", "fixed"))
         return (
-            f"{self.id}: {_counter_name(first.counter)} {_number(first.counter, naive)} before, "
-            f"{_number(first.counter, fixed)} after; {min(self.seconds('naive')):.1f} s against "
-            f"{min(self.seconds('fixed')):.1f} s ({effect})."
+            f"{self.id}: {counter_name(first.counter)} {before} before, {after} after; "
+            f"{naive_s:.1f} s against {fixed_s:.1f} s ({effect})."
         )
 
     def plot(self):
@@ -406,7 +409,7 @@ class _Progress:
                 out.write(f"  {lesson} {line} ({time.monotonic() - self._start:.0f} s)\n")
 
 
-def _counter_name(counter: str) -> str:
+def counter_name(counter: str) -> str:
     """A counter's name for people."""
     kind, _, text = counter.partition(":")
     words = kind.replace("_", " ")
@@ -419,8 +422,10 @@ def _counter_name(counter: str) -> str:
     return f"{words} {text}".strip()
 
 
-def _number(counter: str, value: float) -> str:
+def counter_value(counter: str, value: float) -> str:
     """A counter's value for people: bytes as MB."""
     if "bytes" in counter:
-        return f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value / 1e3:,.1f} kB"
+        if value < 1e5:
+            return f"{value / 1e3:,.1f} kB" if value else "0"
+        return f"{value / 1e6:,.1f} MB"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"

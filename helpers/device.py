@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def start_ray(
     `num_cpus`: Ray's logical CPUs; by default the usable cores, at least 2, since the tasks need
     one beside the model. `num_gpus` may declare a GPU that is not there, to look at a GPU's plan.
     `quiet=False` shows Ray's own messages. The same call again changes nothing, another one
-    restarts Ray; a Ray that somebody else started is used as it is.
+    restarts Ray; a Ray that somebody else started is used as it is, with the CPUs it has.
     """
     global _started
     _quiet_environment(quiet)
@@ -226,28 +227,50 @@ def _quiet_environment(quiet: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token to the home
     os.environ.setdefault("RAY_DISABLE_DOCKER_CPU_WARNING", "1")  # `detect` has the better one
     if quiet:
-        # Each actor pool logs an error about its constructor's arguments that is none (#53727).
+        # Each actor pool logs an error about its constructor's arguments that is none.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _start_here(**arguments) -> None:
     import ray
 
-    try:
+    for attempts_left in (2, 1, 0):
+        try:
+            _init(**arguments)
+            return
+        except Exception as error:
+            # Ray gives its own processes 30 seconds, too little for a machine that is busy.
+            if not attempts_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
+def _init(**arguments) -> None:
+    """`ray.init`, with what its C++ part writes shown only if it fails."""
+    import ray
+
+    if arguments["log_to_driver"]:
         ray.init(**arguments)
-    except Exception as error:
-        # Ray gives its own processes 30 seconds, which a busy machine can exceed once.
-        if "timed out during startup" not in str(error):
+        return
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            ray.init(**arguments)
+        except BaseException:
+            written.seek(0)
+            os.write(stderr, written.read())
             raise
-        ray.shutdown()
-        ray.init(**arguments)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _connect(messages: dict) -> None:
     """Join the cluster in RAY_ADDRESS. Nodes other than this one get this package along."""
     import ray
 
-    ray.init(**messages)
+    _init(**messages)
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         here = ray.util.get_node_ip_address()
         if ray.nodes()[0]["NodeManagerAddress"] in (here, "127.0.0.1"):
@@ -255,7 +278,7 @@ def _connect(messages: dict) -> None:
     ray.shutdown()
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     package = str(Path(__file__).parent)
-    ray.init(runtime_env={"py_modules": [package], "env_vars": variables}, **messages)
+    _init(runtime_env={"py_modules": [package], "env_vars": variables}, **messages)
 
 
 def _object_store_bytes() -> int:
@@ -280,3 +303,5 @@ def _set_context(quiet: bool) -> None:
     context.enable_progress_bars = False
     # After the import, which sets the level itself.
     logging.getLogger("ray.data").setLevel(logging.WARNING if quiet else logging.INFO)
+    # It warns once that progress bars are off, which is what was asked for.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from helpers import measure, plots
-from helpers.compare import Condition, _counter_name, _number, agree
+from helpers.compare import Condition, agree, counter_name, counter_value
 from helpers.measure import Run
 
 
@@ -91,8 +91,8 @@ def _check(pipeline, start, goals, tolerance, answer) -> Result:
         )
         return Result("too good to be true", [text, "Compute the answers, do not reuse them."], run)
     left = [
-        f"{_counter_name(counter)} is {_number(counter, run.counter(counter))}; "
-        f"the goal is {condition} (it was {_number(counter, start.counter(counter))} at the start)."
+        f"{counter_name(counter)} is {counter_value(counter, run.counter(counter))}; the goal is "
+        f"{condition} (at the start: {counter_value(counter, start.counter(counter))})."
         for counter, condition in goals.items()
         if not Condition(condition).holds(run.counter(counter))
     ]
@@ -100,8 +100,8 @@ def _check(pipeline, start, goals, tolerance, answer) -> Result:
         return Result("not fixed yet", ["The answers are right.", *left], run)
     lines = [f"All {found.images} answers are right."]
     for counter in goals:
-        before, after = (_number(counter, r.counter(counter)) for r in (start, run))
-        lines.append(f"{_counter_name(counter)}: {before} at the start, {after} now.")
+        before, after = (counter_value(counter, r.counter(counter)) for r in (start, run))
+        lines.append(f"{counter_name(counter)}: {before} at the start, {after} now.")
     lines.append(
         f"{start.seconds:.1f} s at the start, {run.seconds:.1f} s now "
         f"({start.seconds / run.seconds:.1f}x; one run each, so take it with a grain of salt)."
@@ -112,19 +112,23 @@ def _check(pipeline, start, goals, tolerance, answer) -> Result:
 class Guess:
     """A prediction beside what was measured."""
 
-    def __init__(self, what: str, guessed: float, measured: float):
+    def __init__(self, what: str, guessed, measured):
         self.what, self.guessed, self.measured = what, guessed, measured
 
     def __repr__(self) -> str:
-        return f"{self.what}: you wrote {self.guessed:,g}, measured {self.measured:,.3g}."
+        guessed, measured = (
+            value if isinstance(value, str) else plots.short(value)
+            for value in (self.guessed, self.measured)
+        )
+        return f"{self.what}: you wrote {guessed}, measured {measured}."
 
     def _repr_html_(self) -> str:
         return plots.panel("note", "Your prediction", [repr(self)])
 
 
-def guess(what: str, guessed: float, measured: float) -> Guess:
-    """Compare a prediction that was written down with what came out; nobody is graded on it."""
-    return Guess(what, float(guessed), float(measured))
+def guess(what: str, guessed: float | str, measured: float | str) -> Guess:
+    """Show a prediction that was written down beside what came out; nobody is graded on it."""
+    return Guess(what, guessed, measured)
 
 
 class _Empty(Exception):

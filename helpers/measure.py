@@ -130,6 +130,8 @@ class Run:
             "model_constructions": 0,
             "forward_passes": 0,
             "images_through_model": 0,
+            "forward_passes_with_autograd": 0,
+            "forward_passes_channels_last": 0,
             "largest_batch": max(sizes, default=0),
             "smallest_batch": min(sizes, default=0),
             "spilled_bytes": self.spilled_bytes,

@@ -67,7 +67,7 @@ def subplots(*args, **kwargs):
 
 def before_after(comparison) -> Figure:
     """Left: seconds, a dot per repeat. Right: the counter that is the mistake."""
-    from helpers.compare import _counter_name, _number, short_provenance
+    from helpers.compare import counter_name, counter_value, short_provenance
 
     counter = comparison.evidence[0].counter
     figure, (left, right) = subplots(1, 2, figsize=(9, 2.9), width_ratios=(3, 2))
@@ -77,7 +77,7 @@ def before_after(comparison) -> Figure:
         value = comparison.values(side, counter)[-1]
         right.barh(y, value, color=COLORS[side], height=0.5)
         right.annotate(
-            _number(counter, value),
+            counter_value(counter, value),
             (value, y),
             xytext=(4, 0),
             textcoords="offset points",
@@ -92,8 +92,8 @@ def before_after(comparison) -> Figure:
     right.set_xlim(0, max(right.get_xlim()[1], 1))
     left.set_xlabel("seconds per run (dot: one run, bar: fastest, hollow: first run)")
     left.set_title(f"{comparison.id}: time")
-    right.set_title(_counter_name(counter))
-    right.xaxis.set_major_formatter(lambda x, _: _number(counter, x))
+    right.set_title(counter_name(counter))
+    right.xaxis.set_major_formatter(lambda x, _: counter_value(counter, x))
     right.xaxis.set_major_locator(_few_ticks())
     return Figure(figure, comparison.finding(), short_provenance(comparison.provenance))
 
@@ -295,16 +295,16 @@ class Table:
 
 def comparison_table(comparison) -> str:
     """The checked claims of a comparison, then what was only observed, as HTML."""
-    from helpers.compare import _counter_name, _number, short_provenance
+    from helpers.compare import counter_name, counter_value, short_provenance
 
     rows = []
     for claim in comparison.evidence:
         naive, fixed = (comparison.values(s, claim.counter)[-1] for s in ("naive", "fixed"))
         rows.append(
             [
-                f"✓ {_counter_name(claim.counter)}",
-                _number(claim.counter, naive),
-                _number(claim.counter, fixed),
+                f"✓ {counter_name(claim.counter)}",
+                counter_value(claim.counter, naive),
+                counter_value(claim.counter, fixed),
             ]
         )
     found = comparison.agreement

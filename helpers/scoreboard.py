@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from helpers import catalog, plots
-from helpers.compare import _counter_name, _number, load_results
+from helpers.compare import counter_name, counter_value, load_results
 
 LIVE = "this build"
 NOTHING_YET = "No results yet: the lessons have not run in this build. `make book` runs them."
@@ -380,10 +380,10 @@ def counters_table(machine: Machine):
         for claim in result.content["evidence"]:
             counter = claim["counter"]
             sides = [
-                _number(counter, claim[side][-1]) + _bound(counter, claim[f"{side}_expected"])
+                counter_value(counter, claim[side][-1]) + _bound(counter, claim[f"{side}_expected"])
                 for side in ("naive", "fixed")
             ]
-            rows.append([result.id, _counter_name(counter), *sides, _answers(result)])
+            rows.append([result.id, counter_name(counter), *sides, _answers(result)])
     header = ["", "counter", "naive", "fixed", "same answers"]
     return plots.Table(header, rows, f"Checked on every run: {machine.name}")
 
@@ -536,7 +536,7 @@ def _bound(counter: str, expected: str) -> str:
     words = {"!=": "not", ">": "over", "<": "under", ">=": "at least", "<=": "at most"}
     if sign == "==":
         return ""
-    return f" ({words[sign]} {_number(counter, float(number.replace('_', '')))})"
+    return f" ({words[sign]} {counter_value(counter, float(number.replace('_', '')))})"
 
 
 def _spread(values: list) -> str:
