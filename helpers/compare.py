@@ -117,7 +117,9 @@ class Comparison:
         first = self.evidence[0]
         naive, fixed = (self.values(side, first.counter)[-1] for side in ("naive", "fixed"))
         ratio = self.speedup
-        if len(self.naive) == 1:
+        if self.answers_expected != "same":
+            effect = "the answers are what counts"
+        elif len(self.naive) == 1:
             effect = "one run each, so no statement about time"
         elif ratio >= 1.1:
             effect = f"{ratio:.1f}x faster here"
@@ -156,6 +158,7 @@ class Comparison:
             ],
             "answers": {
                 "expected": self.answers_expected,
+                "rows": {side: getattr(self, side)[-1].rows for side in ("naive", "fixed")},
                 "images": self.agreement.images,
                 "same": self.agreement.same,
                 "tolerance": self.agreement.tolerance,
@@ -199,8 +202,9 @@ def compare(
         tolerance: largest absolute difference of two answers that count as the same, in the
             answers' own unit.
         answer: the column with each image's answer.
-        answers: "same"; or "different", for a mistake that *is* a wrong answer: then the naive side
-            must differ for at least one image.
+        answers: "same"; "different", for a mistake that *is* a wrong answer: the naive side must
+            differ for at least one image; "rows", for a mistake that *is* lost or repeated rows:
+            the naive side must not have exactly one answer for each image.
         repeats: runs of each side, alternating; default COURSE_REPEATS, else 3.
         counters: adds counters of the caller's own to each run.
 
@@ -216,7 +220,7 @@ def compare(
                 progress.say(f"{side}, run {repeat + 1} of {count}")
                 run = measure.run(pipeline, name=side, answer=answer)
                 run.extra |= counters(run) if counters else {}
-                _require_every_image(id, run, images)
+                _require_rows(id, run, images, wrong=answers == "rows" and side == "naive")
                 runs[side].append(run)
         agreement = agree(runs["naive"][-1].answers, runs["fixed"][-1].answers, tolerance)
         _require_answers(id, agreement, answers)
@@ -260,10 +264,17 @@ def agree(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float) 
     return Agreement(images, same, largest, tolerance, top1 if logits else None, differing[:5])
 
 
-def _require_every_image(id: str, run: Run, images) -> None:
+def _require_rows(id: str, run: Run, images, wrong: bool) -> None:
+    """One answer for each image; `wrong` for a mistake that consists in having something else."""
     expected = {measure.short_key(path) for path in images.paths}
     lost, extra = expected - run.answers.keys(), run.answers.keys() - expected
-    if lost or extra or run.rows != len(expected):
+    complete = not lost and not extra and run.rows == len(expected)
+    if wrong and complete:
+        raise ComparisonError(
+            f"{id}: the {run.name} pipeline should lose or repeat rows, but it has exactly one "
+            f"answer for each of the {len(expected)} images"
+        )
+    if not wrong and not complete:
         some = ", ".join(sorted(lost or extra)[:3])
         raise ComparisonError(
             f"{id}: the {run.name} pipeline returned {run.rows} rows for {len(expected)} images: "
@@ -273,6 +284,8 @@ def _require_every_image(id: str, run: Run, images) -> None:
 
 
 def _require_answers(id: str, agreement: Agreement, expected: str) -> None:
+    if expected not in ("same", "different", "rows"):
+        raise ValueError(f'answers is "same", "different" or "rows", not {expected!r}')
     if expected == "same" and not agreement.all_same:
         lines = "\n".join(f"  {name}: {how}" for name, how in agreement.differing)
         raise ComparisonError(
@@ -404,6 +417,7 @@ class _Progress:
         self._handle = plots.show_status(line, self._handle)
         file = os.environ.get("COURSE_PROGRESS")
         if file:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
             lesson = catalog.MISTAKES[self._id].lesson if self._id in catalog.MISTAKES else ""
             with open(file, "a") as out:
                 out.write(f"  {lesson} {line} ({time.monotonic() - self._start:.0f} s)\n")

@@ -54,8 +54,17 @@ class Result:
 
     @property
     def about_answers(self) -> bool:
-        """The mistake is a wrong answer, so its time is beside the point."""
-        return self.content["answers"]["expected"] == "different"
+        """The mistake is a wrong answer or a wrong number of rows: its time is beside the point."""
+        return self.content["answers"]["expected"] != "same"
+
+    @property
+    def wrong_answers(self) -> str:
+        """What the naive side of such a mistake gets wrong."""
+        found = self.content["answers"]
+        if found["expected"] == "rows":
+            rows = found["rows"]["naive"]
+            return f"{rows} rows come out for {found['images']} images"
+        return f"{found['images'] - found['same']} of {found['images']} answers are wrong"
 
     def values(self, side: str, name: str) -> list:
         """What each repeat of "naive" or "fixed" has under `name`, such as "seconds"."""
@@ -215,6 +224,17 @@ def mistake_index() -> Html:
     return Html(markup, text)
 
 
+def original_labels():
+    """Where each label of the published template went: a mistake of this course, or the reason."""
+    rows = []
+    for label in catalog.ORIGINAL_LABELS:
+        here = [
+            f"{id} · {catalog.MISTAKES[id].title}" for id in label.ids if id in catalog.MISTAKES
+        ]
+        rows.append([label.name, label.about, "; ".join([*here, *filter(None, [label.reason])])])
+    return plots.Table(["label", "about", "in this course"], rows)
+
+
 def _mistake_row(mistake: catalog.Mistake) -> str:
     link = f"../lessons/{mistake.lesson}.html#{mistake.id.lower()}"
     cells = {
@@ -306,10 +326,8 @@ def summary(machine: Machine) -> str:
         parts.append(f"It costs time here for {names}.")
     for result in machine.results:
         if result.about_answers:
-            found = result.content["answers"]
             parts.append(
-                f"{result.id} is not ranked by time: without the fix, "
-                f"{found['images'] - found['same']} of {found['images']} answers are wrong."
+                f"{result.id} is not ranked by time: without the fix, {result.wrong_answers}."
             )
     if machine.timed and _repeats(machine)[0] == 1:
         parts.append("With one run per side there is no spread to judge the times by.")
@@ -526,8 +544,9 @@ def _repeats(machine: Machine) -> tuple[int, int]:
 
 def _answers(result: Result) -> str:
     found = result.content["answers"]
-    text = f"{found['same']} of {found['images']}"
-    return f"{text} (the mistake is the answer)" if result.about_answers else text
+    if result.about_answers:
+        return f"no, that is the mistake: {result.wrong_answers}"
+    return f"{found['same']} of {found['images']}"
 
 
 def _bound(counter: str, expected: str) -> str:

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 
@@ -8,6 +11,9 @@ def ray_session():
 
     from helpers import device
 
+    # Workers import the functions of test modules by name.
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     device.start_ray(num_cpus=2)
     yield ray
     ray.shutdown()
