@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-FAMILIES = {"transformation": "03_transformation"}
+FAMILIES = {
+    "ingestion": "02_ingestion",
+    "transformation": "03_transformation",
+    "resources": "04_resources",
+    "output": "05_output",
+}
 
 
 @dataclass(frozen=True)
@@ -147,3 +152,63 @@ _ALL = [
 ]
 
 MISTAKES: dict[str, Mistake] = {mistake.id: mistake for mistake in _ALL}
+
+
+@dataclass(frozen=True)
+class Label:
+    """A mistake that the published template labels, and where it went in this course."""
+
+    name: str  # as numbered there: the reader's, the class's, then the rest
+    about: str
+    ids: tuple[str, ...]  # the mistakes that it is; none where it is not one
+    reason: str = ""  # why it is none, or what is different about it
+
+
+# Anyscale's "Ray Data Batch Inference Optimization Template", August 2025, Apache-2.0:
+# github.com/anyscale/templates, commit 57f9f29d. It labels 29 mistakes; some are labeled twice.
+ORIGINAL_LABELS = (
+    Label("reader 1", "no streaming, block sizes not set", ("I7", "I8")),
+    Label(
+        "reader 2",
+        "`override_num_blocks` not set",
+        (),
+        "Ray Data's own choice of blocks is right in most cases; setting it badly is I6",
+    ),
+    Label("reader 3", "the whole dataset loaded", ("I8",), "Ray Data streams unless told not to"),
+    Label("class 1", "model not kept between calls", ("T2",)),
+    Label("class 2", "model used as it comes, not optimized", ("T11",)),
+    Label("class 3", "transforms made anew in each call", ("T2",)),
+    Label("class 4", "no batch size for the device", ("T3",)),
+    Label(
+        "class 5",
+        "no cleanup",
+        (),
+        "A matter of running in production (P5), which no lesson measures yet",
+    ),
+    Label("class 6", "conversions and memory in a batch", ("T8", "T9")),
+    Label("class 7", "one image at a time", ("T3",)),
+    Label("class 8", "array to PIL to tensor", ("T9",)),
+    Label("class 9", "no forward pass for a whole batch", ("T3",)),
+    Label("class 10", "results put together image by image", ("T1",)),
+    Label("class 11", "results aggregated in Python", ("T1",)),
+    Label("class 12", "errors only logged, columns of unequal length", ("I11",)),
+    Label("13", "one configuration whatever the resources", ("R11",)),
+    Label("14", "too few workers with GPUs", ("R1",)),
+    Label("15", "too few workers on CPUs", ("R1",)),
+    Label("16", "block size not configured", ("I7",)),
+    Label("17", "`map` where `map_batches` belongs", ("T1",)),
+    Label("18", "too few workers", ("R1",)),
+    Label("19", "GPU not asked for", ("R11",)),
+    Label("20", "batch size not tuned", ("T3",)),
+    Label("21", "no `num_gpus` although there are GPUs", ("R11",)),
+    Label("22", "batch size not tuned, again", ("T3",)),
+    Label(
+        "23",
+        "no progress to watch",
+        (),
+        "A matter of running in production (P4); how to watch a run is in the lesson on measuring",
+    ),
+    Label("24", "`take_all` brings everything to the driver", ("O3",)),
+    Label("25", "written after `take_all`, so the model runs twice", ("I9",)),
+    Label("26", "no repartition before the write", ("O1",)),
+)

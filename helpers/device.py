@@ -190,11 +190,13 @@ def start_ray(
     num_gpus: int | None = None,
     dashboard: bool = False,
     quiet: bool = True,
+    object_store_memory: int | None = None,
 ) -> None:
     """Start Ray here, or connect to the cluster in RAY_ADDRESS. Prints nothing.
 
-    `num_cpus`: Ray's logical CPUs; by default the usable cores, at least 2, since the tasks need
-    one beside the model. `num_gpus` may declare a GPU that is not there, to look at a GPU's plan.
+    `num_cpus`: Ray's logical CPUs; by default COURSE_CPUS, else the usable cores, at least 2, since
+    the tasks need one beside the model. `num_gpus` may declare a GPU that is not there, to look at
+    a GPU's plan. `object_store_memory`, in bytes, may make the object store small, to see it spill.
     `quiet=False` shows Ray's own messages. The same call again changes nothing, another one
     restarts Ray; a Ray that somebody else started is used as it is, with the CPUs it has.
     """
@@ -203,6 +205,7 @@ def start_ray(
     import ray
 
     arguments = (os.environ.get("RAY_ADDRESS"), num_cpus, num_gpus, dashboard, quiet)
+    arguments += (object_store_memory,)
     if ray.is_initialized() and _started not in (None, arguments):
         ray.shutdown()
     if not ray.is_initialized():
@@ -211,14 +214,21 @@ def start_ray(
             _connect(messages)
         else:
             _start_here(
-                num_cpus=num_cpus or max(2, usable_cores()),
+                num_cpus=num_cpus or _logical_cpus(),
                 num_gpus=num_gpus,
                 include_dashboard=dashboard,
-                object_store_memory=_object_store_bytes(),
+                object_store_memory=object_store_memory or _object_store_bytes(),
                 **messages,
             )
         _started = arguments
     _set_context(quiet)
+
+
+def _logical_cpus() -> int:
+    value = os.environ.get("COURSE_CPUS") or max(2, usable_cores())
+    if not str(value).isdigit() or int(value) < 2:
+        raise ValueError(f"COURSE_CPUS is {value!r}; set it to a whole number of CPUs, 2 or more.")
+    return int(value)
 
 
 def _quiet_environment(quiet: bool) -> None:

@@ -308,10 +308,13 @@ def comparison_table(comparison) -> str:
             ]
         )
     found = comparison.agreement
-    same = f"{found.same} of {found.images} images (within {found.tolerance:g})"
-    rows.append(
-        ["✓ same answer" if comparison.answers_expected == "same" else "✗ same answer", same, ""]
-    )
+    if comparison.answers_expected == "rows":
+        sides = (comparison.naive[-1], comparison.fixed[-1])
+        rows.append(["✗ one row for each image", *(f"{run.rows} rows" for run in sides)])
+    else:
+        mark = "✓" if comparison.answers_expected == "same" else "✗"
+        same = f"{found.same} of {found.images} images (within {found.tolerance:g})"
+        rows.append([f"{mark} same answer", same, ""])
     observed = {
         "seconds": lambda r: r.seconds,
         "images/s, end to end": lambda r: r.images_per_s,
