@@ -47,12 +47,18 @@ def weights() -> Weights:
     The environment variable COURSE_WEIGHTS holds the decision for other processes; set it to
     `stand-in` or `torchvision` to insist. Raises ModelError when the choice cannot be used.
     """
-    choice = choose(download=True)
-    if choice.kind != "file":
-        os.environ["COURSE_WEIGHTS"] = choice.kind
+    choice = decide()
     stat = choice.path.stat()
     print_of_numbers = _fingerprint(choice.path, stat.st_mtime_ns, stat.st_size)
     return Weights(choice.kind, *_describe(choice), print_of_numbers, choice.path)
+
+
+def decide() -> "_Choice":
+    """The decision alone, without looking into the file: a driver need not wait for torch."""
+    choice = choose(download=True)
+    if choice.kind != "file":
+        os.environ["COURSE_WEIGHTS"] = choice.kind
+    return choice
 
 
 class _Choice(NamedTuple):

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -14,7 +15,6 @@ from helpers.hardware import Gpu as Gpu
 from helpers.hardware import cgroup_limits, detect, html_table, text_table, usable_cores
 
 _GB = 1e9
-_MIB = 2**20
 
 
 # ---- what follows from it -----------------------------------------------------------------------
@@ -33,7 +33,7 @@ class Settings:
     cpus_per_actor: float | None  # None: Ray Data's default of 1
     gpus_per_actor: float | None
     decode_tasks: int  # how many fit beside the actors
-    target_block_bytes: int
+    images_per_block: int  # what one read task reads
     tolerance: float  # largest difference of a logit that only rounding explains
     reasons: dict[str, str]
 
@@ -78,10 +78,9 @@ def recommend(device: Device | None = None, free_cpus: int = 1) -> Settings:
     decode_tasks = max(1, math.floor(cpus - held + 1e-6))
     why["decode_tasks"] = f"{cpus} CPUs, of which the actors hold {held:g}; each task takes one."
 
-    # Blocks of some batches: an actor gets work early, and the store holds few images at a time.
-    block = 2 ** math.ceil(math.log2(4 * batch_size * 224 * 224 * 3 / _MIB)) * _MIB
-    why["target_block_bytes"] = (
-        "Four batches of 224x224 images or a little more: work arrives early, few blocks are held."
+    why["images_per_block"] = (
+        "Some batches for an actor, about a second of decoding for a task: work arrives early, and "
+        "what a task costs is spread."
     )
     channels_last = device.kind != "mps"
     why["channels_last"] = (
@@ -100,7 +99,7 @@ def recommend(device: Device | None = None, free_cpus: int = 1) -> Settings:
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
         decode_tasks=decode_tasks,
-        target_block_bytes=block,
+        images_per_block=32,
         tolerance=tolerance,
         reasons=why,
     )
@@ -192,7 +191,8 @@ def start_ray(
     quiet: bool = True,
     object_store_memory: int | None = None,
 ) -> None:
-    """Start Ray here, or connect to the cluster in RAY_ADDRESS. Prints nothing.
+    """Connect to the cluster in RAY_ADDRESS, or to the one that `ray start` left running on this
+    machine; else start Ray here. Prints nothing.
 
     `num_cpus`: Ray's logical CPUs; by default COURSE_CPUS, else the usable cores, at least 2, since
     the tasks need one beside the model. `num_gpus` may declare a GPU that is not there, to look at
@@ -201,19 +201,21 @@ def start_ray(
     restarts Ray; a Ray that somebody else started is used as it is, with the CPUs it has.
     """
     global _started
-    _quiet_environment(quiet)
+    own = any((num_cpus, num_gpus, dashboard, object_store_memory))  # asks for a Ray of its own
+    address = os.environ.get("RAY_ADDRESS") or (None if own else _running_cluster())
+    _quiet_environment(quiet, starts=not address)
     import ray
 
-    arguments = (os.environ.get("RAY_ADDRESS"), num_cpus, num_gpus, dashboard, quiet)
-    arguments += (object_store_memory,)
+    arguments = (address, num_cpus, num_gpus, dashboard, quiet, object_store_memory)
     if ray.is_initialized() and _started not in (None, arguments):
         ray.shutdown()
     if not ray.is_initialized():
         messages = {"log_to_driver": not quiet, "logging_level": "ERROR" if quiet else "INFO"}
-        if os.environ.get("RAY_ADDRESS"):
-            _connect(messages)
+        if address:
+            _connect(address, messages)
         else:
             _start_here(
+                address="local",
                 num_cpus=num_cpus or _logical_cpus(),
                 num_gpus=num_gpus,
                 include_dashboard=dashboard,
@@ -231,14 +233,15 @@ def _logical_cpus() -> int:
     return int(value)
 
 
-def _quiet_environment(quiet: bool) -> None:
+def _quiet_environment(quiet: bool, starts: bool) -> None:
     """What must be set before Ray is imported; a value of the user's own stays."""
-    if not os.environ.get("RAY_ADDRESS"):
+    if starts:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token to the home
     os.environ.setdefault("RAY_DISABLE_DOCKER_CPU_WARNING", "1")  # `detect` has the better one
     if quiet:
         # Each actor pool logs an error about its constructor's arguments that is none.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # closed connections at the end
 
 
 def _start_here(**arguments) -> None:
@@ -276,11 +279,24 @@ def _init(**arguments) -> None:
             os.close(stderr)
 
 
-def _connect(messages: dict) -> None:
-    """Join the cluster in RAY_ADDRESS. Nodes other than this one get this package along."""
+def _running_cluster() -> str | None:
+    """The address of the cluster that `ray start` left on this machine, if it answers."""
+    # Where `ray start` writes it. Ray itself is not asked: it must not be imported yet.
+    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    try:
+        address = file.read_text().strip()
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _connect(address: str, messages: dict) -> None:
+    """Join a cluster. Nodes other than this one get this package along."""
     import ray
 
-    _init(**messages)
+    _init(address=address, **messages)
     if len([node for node in ray.nodes() if node["Alive"]]) == 1:
         here = ray.util.get_node_ip_address()
         if ray.nodes()[0]["NodeManagerAddress"] in (here, "127.0.0.1"):
@@ -288,7 +304,8 @@ def _connect(messages: dict) -> None:
     ray.shutdown()
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     package = str(Path(__file__).parent)
-    _init(runtime_env={"py_modules": [package], "env_vars": variables}, **messages)
+    environment = {"py_modules": [package], "env_vars": variables}
+    _init(address=address, runtime_env=environment, **messages)
 
 
 def _object_store_bytes() -> int:

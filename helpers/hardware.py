@@ -91,9 +91,11 @@ class Device:
 
 
 def detect() -> Device:
-    """Look at this machine, and at the cluster when Ray runs."""
+    """Look at this machine, and at the cluster when Ray runs.
+
+    Without a GPU this does not import torch: a driver that starts a pipeline need not wait for it.
+    """
     import psutil
-    import torch
 
     logical, affinity = os.cpu_count() or 1, _affinity()
     quota, memory_limit = cgroup_limits()
@@ -117,7 +119,7 @@ def detect() -> Device:
         cpu_quota=quota,
         usable_cores=usable_cores(),
         memory_bytes=min(memory, memory_limit or memory),
-        simd=torch.backends.cpu.get_cpu_capability(),
+        simd=_simd(),
         cpu_bf16=_cpu_bf16(),
         gpus=gpus,
         cluster=cluster,
@@ -135,6 +137,13 @@ def _affinity() -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
+    """The GPUs that torch can use; it is asked only where there is NVIDIA's driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
     import torch
 
     if not torch.cuda.is_available():
@@ -163,12 +172,13 @@ def _cluster() -> dict[str, float] | None:
 def _kind(gpus: tuple[Gpu, ...], cluster: dict[str, float] | None) -> str:
     """Where a model can run. `ray.init(num_gpus=1)` may declare a GPU that is not there: it counts
     only if this machine has one or Ray itself recognized it."""
-    import torch
-
     if gpus and (cluster is None or cluster["GPU"]):
         return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
+    if sys.platform == "darwin":
+        import torch
+
+        if torch.backends.mps.is_available():
+            return "mps"
     return "cuda" if cluster and cluster["GPU"] and cluster["accelerators"] else "cpu"
 
 
@@ -177,6 +187,14 @@ def _cpu_name() -> str:
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
     names = _cpuinfo("model name") or _cpuinfo("Model")
     return " ".join(names.replace("(R)", "").replace("(TM)", "").split()) or platform.machine()
+
+
+def _simd() -> str:
+    """The widest vector instructions, as far as they matter to torch."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    names = {"amx_tile": "AMX", "avx512f": "AVX512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
+    found = next((name for flag, name in names.items() if flag in flags), "")
+    return found or ("NEON" if platform.machine() in ("arm64", "aarch64") else "no wide vectors")
 
 
 def _cpu_bf16() -> bool:

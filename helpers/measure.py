@@ -5,6 +5,7 @@ and samples are shown with their spread and never asserted.
 """
 
 import contextlib
+import gc
 import io
 import os
 import re
@@ -50,8 +51,8 @@ class Sample:
     cpu_percent: float  # all cores of the machine: 0-100
     workers_bytes: int  # private memory of all Ray workers of this node
     largest_worker_bytes: int
-    object_store_bytes: int
-    rows: int  # rows that have left the last operator of the execution under way
+    object_store_bytes: int  # more than before the run
+    rows: int  # rows that have left the last operator (not counting a write) of the run under way
     gpu_percent: float | None = None
     gpu_bytes: int | None = None
 
@@ -62,7 +63,7 @@ class Run:
 
     name: str
     seconds: float
-    first_batch_s: float | None  # None: the pipeline consumed itself
+    first_batch_s: float | None  # None: the pipeline returned a table, so nobody saw
     first_batch_rows: int
     answers: dict[str, np.ndarray]
     rows: int
@@ -222,7 +223,8 @@ def run(
     Args:
         pipeline: a function without arguments that returns one of
             a `ray.data.Dataset`: it is streamed to its end, the clock runs meanwhile;
-            a folder (`Path`) that it wrote as Parquet: read back after the clock has stopped;
+            a folder (`Path`) that it wrote as Parquet: read back after the clock has stopped, with
+            the first answers timed in the execution that wrote, to within a sample;
             a table (`pyarrow.Table`, `pandas.DataFrame`, list of rows, dict of columns).
         answer: the column that holds each image's answer, any array or number.
         key: the column that holds each image's path.
@@ -236,8 +238,9 @@ def run(
         result = pipeline()
         answers, rows, first_batch_s, first_rows = _consume(result, answer, key, seen.elapsed)
     if isinstance(result, str | os.PathLike):
-        files = [f for f in Path(result).rglob("*") if f.is_file() and f.suffix == ".parquet"]
-        answers, rows = _read_back(result, answer, key)
+        files = parquet_files(result)
+        answers, rows = read_answers(result, answer, key)
+        first_batch_s, first_rows = _first_answers(seen.samples)
     else:
         files = []
     return Run(
@@ -276,6 +279,22 @@ def short_key(path: object) -> str:
     return "/".join(text.replace("\\", "/").split("/")[-2:])
 
 
+def parquet_files(folder: str | os.PathLike) -> list[Path]:
+    """All Parquet files of a local folder and below it."""
+    return sorted(f for f in Path(folder).rglob("*.parquet") if f.is_file())
+
+
+def read_answers(folder: str | os.PathLike, answer: str = "logits", key: str = "path"):
+    """The answers in a folder's Parquet files, `{"synset/file": answer}`, and how many rows."""
+    import pyarrow.dataset
+
+    files = [str(file) for file in parquet_files(folder)]
+    if not files:
+        return {}, 0
+    table = pyarrow.dataset.dataset(files).to_table(columns=[key, answer])
+    return _answers(_columns(table), answer, key), table.num_rows
+
+
 def _consume(result, answer, key, elapsed):
     """Answers, rows, seconds to the first batch and its rows, of what a pipeline returned."""
     import ray.data
@@ -293,6 +312,13 @@ def _consume(result, answer, key, elapsed):
         return {}, 0, None, 0
     columns = _columns(result)
     return _answers(columns, answer, key), len(columns[key]), None, 0
+
+
+def _first_answers(samples: list[Sample]) -> tuple[float | None, int]:
+    """When the first rows of the last execution came, to within a sample, and how many."""
+    drops = [i for i, (a, b) in enumerate(pairwise(samples), 1) if b.rows < a.rows]
+    last = samples[drops[-1] if drops else 0 :]
+    return next(((s.at_s, s.rows) for s in last if s.rows), (None, 0))
 
 
 def _columns(table) -> dict:
@@ -321,14 +347,6 @@ def _answers(columns: dict, answer: str, key: str) -> dict[str, np.ndarray]:
     return {short_key(path): np.asarray(value) for path, value in pairs}
 
 
-def _read_back(folder, answer, key):
-    import pyarrow.dataset
-
-    columns = [key, answer]
-    table = pyarrow.dataset.dataset(folder, format="parquet").to_table(columns=columns)
-    return _answers(_columns(table), answer, key), table.num_rows
-
-
 class _Observer:
     """Watches the executions of this driver and the workers of this node, until it is closed."""
 
@@ -348,6 +366,7 @@ class _Observer:
             classes.append(_callback_class())
         self._workers = _Workers()
         self._io_before = self._workers.io()
+        gc.collect()  # a Dataset of an earlier run may still hold blocks
         self._store_before = _store_stats()
         self._start = time.perf_counter()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -378,6 +397,7 @@ class _Observer:
     def _sample(self):
         psutil.cpu_percent()  # the first call only starts the interval
         gpus = _Gpus()
+        held_before = self._store_before.object_store_bytes_used
         while not self._stop.wait(_SAMPLE_EVERY_S):
             private = self._workers.private_bytes()
             gpu_percent, gpu_bytes = gpus.read()
@@ -386,7 +406,7 @@ class _Observer:
                 cpu_percent=psutil.cpu_percent(),
                 workers_bytes=sum(private),
                 largest_worker_bytes=max(private, default=0),
-                object_store_bytes=_store_stats().object_store_bytes_used,
+                object_store_bytes=max(0, _store_stats().object_store_bytes_used - held_before),
                 rows=_rows_so_far(self._executors),
                 gpu_percent=gpu_percent,
                 gpu_bytes=gpu_bytes,
@@ -438,9 +458,11 @@ def _operators(executor) -> list[Operator]:
 
 
 def _rows_so_far(executors) -> int:
+    """Rows that have left the last operator before a write, of the execution under way."""
     if not executors or not executors[-1]._topology:
         return 0
-    return list(executors[-1]._topology)[-1].metrics.row_outputs_taken
+    operators = [op for op in executors[-1]._topology if op.name != "Write"]
+    return operators[-1].metrics.row_outputs_taken if operators else 0
 
 
 def _store_stats():
