@@ -1,8 +1,10 @@
 """The settings that follow from the device, in one place, and starting Ray on it."""
 
+import contextlib
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -332,3 +334,11 @@ def _set_context(quiet: bool) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING if quiet else logging.INFO)
     # It warns once that progress bars are off, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    if quiet:
+        # More workers than cores make the raylet warn on stdout; some lessons want just that.
+        from ray._private import ray_logging
+
+        with contextlib.suppress(AttributeError):
+            skip = ray_logging.stdout_deduplicator.skip_re
+            ours = re.compile("worker processes have been started")
+            ray_logging.stdout_deduplicator.skip_re = skip or ours

@@ -48,6 +48,7 @@ def check(
     tolerance: float = 1e-3,
     answer: str = "logits",
     required: bool = False,
+    counters: Callable[[Run], dict] | None = None,
 ) -> Result:
     """Run a learner's pipeline and compare it with where the exercise started.
 
@@ -57,18 +58,20 @@ def check(
         goals: counter -> condition, such as `{"model_constructions": "== 1"}`.
         tolerance: largest absolute difference of two answers that count as the same.
         required: raise AssertionError unless done (for the executed solution).
+        counters: adds counters of the caller's own to the run, as in `compare`.
 
     A failing pipeline, a forgotten `return` or a wrong answer gives a Result, never a traceback.
     """
-    result = _check(pipeline, start, goals, tolerance, answer)
+    result = _check(pipeline, start, goals, tolerance, answer, counters)
     if required and not result.passed:
         raise AssertionError(f"the solution does not pass its own check: {result!r}")
     return result
 
 
-def _check(pipeline, start, goals, tolerance, answer) -> Result:
+def _check(pipeline, start, goals, tolerance, answer, counters) -> Result:
     try:
         run = measure.run(_must_return(pipeline), name="yours", answer=answer)
+        run.extra |= counters(run) if counters else {}
     except _Empty:
         text = "Your function returns nothing yet. It should return a Dataset, one row per image."
         return Result("empty", [text])

@@ -270,7 +270,9 @@ def plan(dataset) -> list[str]:
     with contextlib.redirect_stdout(text):
         dataset.explain()
     physical = re.split(r"-+ (?:Optimized )?Physical Plan(?: \(Optimized\))? -+", text.getvalue())
-    return re.findall(r"Operator\[([^\n]*)\]", physical[-1])[::-1]
+    # Not each of them is called an operator: a sort is a SortShuffleMapOp and a ShuffleReduceOp.
+    lines = re.findall(r"^\W*(\w+)\[([^\n]*)\]", physical[-1], flags=re.MULTILINE)
+    return [name for kind, name in reversed(lines) if kind != "InputDataBuffer"]
 
 
 def short_key(path: object) -> str:

@@ -191,6 +191,93 @@ def curve(x, series: dict, title, xlabel, ylabel, finding, provenance="", log_x=
     return Figure(figure, finding, provenance)
 
 
+def heat_map(panels: dict, rows, columns, title, xlabel, ylabel, unit, finding, provenance=""):
+    """A value for each pair of settings, written into its cell; the best cell has a frame.
+
+    `panels`: heading of each panel -> list (per row) of lists (per column) of values. All panels
+    share one color scale; its colors can be told apart with any color vision, and in gray.
+    """
+    top = max(max(row) for grid in panels.values() for row in grid)
+    size = (1.6 + (1.1 + 0.75 * len(columns)) * len(panels), 1.5 + 0.6 * len(rows))
+    figure, all_axes = subplots(1, len(panels), figsize=size, squeeze=False)
+    for axes, (heading, grid) in zip(all_axes[0], panels.items(), strict=True):
+        shown = axes.imshow(grid, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        best = max((v, y, x) for y, row in enumerate(grid) for x, v in enumerate(row))
+        for y, row in enumerate(grid):
+            for x, value in enumerate(row):
+                bold = "bold" if (y, x) == best[1:] else "normal"
+                color = "white" if value < 0.55 * top else "black"
+                axes.text(x, y, short(value), ha="center", va="center", color=color, weight=bold)
+        frame = {"fill": False, "ec": NAIVE, "lw": 3}
+        axes.add_patch(_rectangle((best[2] - 0.46, best[1] - 0.46), 0.92, 0.92, **frame))
+        axes.set_xticks(range(len(columns)), [str(c) for c in columns])
+        axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+        axes.grid(visible=False)
+        axes.set_title(heading, fontsize=11, fontweight="normal")
+        axes.set_xlabel(xlabel)
+    all_axes[0][0].set_ylabel(ylabel)
+    figure.colorbar(shown, ax=all_axes[0], label=unit)
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    return Figure(figure, finding, provenance)
+
+
+def _rectangle(*args, **kwargs):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(*args, **kwargs)
+
+
+def waterfall(steps, rates, megabytes_moved, finding: str, provenance: str = "") -> Figure:
+    """A job that loses one mistake after the other: images/s of each step, and what it moves."""
+    figure, (left, right) = subplots(
+        1, 2, figsize=(9, 1.2 + 0.42 * len(steps)), width_ratios=(3, 2), sharey=True
+    )
+    positions = range(len(steps) - 1, -1, -1)
+    colors = [NAIVE, *[GREY] * (len(steps) - 2), FIXED]
+    left.barh(positions, rates, color=colors, height=0.6)
+    for y, rate, before in zip(positions, rates, [None, *rates], strict=False):
+        change = "" if before is None else f"  ({rate / before:.1f}x)"
+        left.annotate(
+            f"{short(rate)}{change}",
+            (rate, y),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    right.barh(positions, megabytes_moved, color=colors, height=0.6)
+    for y, value in zip(positions, megabytes_moved, strict=True):
+        right.annotate(
+            short(value), (value, y), xytext=(4, 0), textcoords="offset points", va="center"
+        )
+    left.set_yticks(positions, steps)
+    left.set_xlabel("images/s, start-up included (change to the step before)")
+    right.set_xlabel("MB through the object store")
+    left.set_title("Step by step")
+    for axes in (left, right):
+        axes.margins(x=0.3)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+    return Figure(figure, finding, provenance)
+
+
+def break_even(lines: dict, finding: str, provenance: str = "") -> Figure:
+    """Time over number of images. `lines`: name -> (seconds to the first answers, images/s)."""
+    figure, axes = subplots(figsize=(9, 3.4))
+    counts = [2**k for k in range(4, 15)]
+    styles = zip((FIXED, GREY, OTHER), "os^", strict=True)
+    for (name, (start, rate)), (color, marker) in zip(lines.items(), styles, strict=False):
+        seconds = [start + count / rate for count in counts]
+        axes.plot(counts, seconds, color=color, marker=marker, lw=2, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(counts[::2], [f"{count:,}" for count in counts[::2]])
+    axes.set_xlabel("images")
+    axes.set_ylabel("seconds, computed from start and rate")
+    axes.set_title("From how many images on is it worth it?")
+    axes.legend(frameon=False)
+    return Figure(figure, finding, provenance)
+
+
 def plan(operators, title: str = "plan") -> Figure:
     """The physical plan as boxes: what is fused stands in one box; between boxes, what is shipped.
 

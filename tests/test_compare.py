@@ -127,6 +127,14 @@ def test_exercise_says_what_is_left(start):
     assert "model constructions is 3; the goal is == 1" in repr(result)
 
 
+def test_exercise_takes_counters_of_the_lesson(start):
+    start.extra["requests"] = 9
+    goals = {"requests": "<= 4"}
+    many = exercise.check(table(), start, goals, counters=lambda run: {"requests": 9})
+    few = exercise.check(table(), start, goals, counters=lambda run: {"requests": 2})
+    assert (many.status, few.status) == ("not fixed yet", "done")
+
+
 def test_exercise_names_the_rows_of_a_wrong_answer(start):
     result = exercise.check(table(shift=2.0), start, GOALS)
     assert result.status == "wrong answer"
