@@ -1,0 +1,806 @@
+"""What the doctor can see in the code of a user's function or class, without running it.
+
+Only what the text proves is reported. Where the text is missing (built in C, typed into a plain
+interpreter) there are no facts, and rules that need them stay silent.
+"""
+
+import ast
+import functools
+import inspect
+import linecache
+import os
+import re
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+
+MODEL_NAME = re.compile(
+    r"model|predict|infer|classif|embed|detect|segment|caption|resnet|vit$|bert|encoder|scorer"
+    r"|labeler|tagger|net$",
+    re.IGNORECASE,
+)
+_BUILDER = re.compile(
+    r"^_?(load|build|create|make|get|init|construct|fetch|restore)_?\w*"
+    r"(model|net|network|weights|classifier|encoder|embedder|detector|predictor|pipeline)s?\d*$",
+    re.IGNORECASE,
+)
+_ARCHITECTURE = re.compile(
+    r"^(resnet|resnext|vit|swin|efficientnet|mobilenet|convnext|densenet|vgg|bert|gpt|yolo)\w*$"
+)
+_MODEL_CLASS = re.compile(
+    r"^[A-Z]\w*(Model|Net|Network|Classifier|Encoder|Detector|Predictor|Embedder|ResNet\d*)\d*$"
+)
+_LOADERS = {
+    "clip.load",
+    "fasttext.load_model",
+    "joblib.load",
+    "keras.models.load_model",
+    "onnxruntime.InferenceSession",
+    "open_clip.create_model",
+    "open_clip.create_model_and_transforms",
+    "sentence_transformers.SentenceTransformer",
+    "spacy.load",
+    "tensorflow.keras.models.load_model",
+    "tensorflow.saved_model.load",
+    "timm.create_model",
+    "torch.hub.load",
+    "torch.jit.load",
+    "torch.load",
+    "transformers.pipeline",
+    "ultralytics.YOLO",
+    "whisper.load_model",
+    "xgboost.Booster",
+    "lightgbm.Booster",
+}
+_RESIZE = {"resize", "Resize", "CenterCrop", "center_crop", "RandomResizedCrop", "thumbnail"}
+_DECODERS = {
+    "PIL.Image.open",
+    "cv2.imdecode",
+    "cv2.imread",
+    "torchvision.io.decode_image",
+    "torchvision.io.decode_jpeg",
+    "torchvision.io.read_image",
+    "imageio.imread",
+    "skimage.io.imread",
+    "librosa.load",
+}
+# What leaves no autograd graph, or is an inference interface that turns it off itself.
+_NO_GRAD = re.compile(
+    r"inference_mode|no_grad|set_grad_enabled|requires_grad_?\(\s*False|requires_grad\s*=\s*False"
+)
+_BATCH_LIBRARIES = ("torch", "tensorflow", "jax", "cupy", "onnxruntime", "transformers", "vllm")
+
+
+@dataclass
+class Call:
+    name: str  # dotted, with import aliases resolved: "torchvision.models.resnet50"
+    node: ast.Call
+    inside: str  # the function or method that contains it
+    guarded: bool  # behind "only if it is not there yet"
+    target: object = None  # what the name stands for, where that is known
+
+
+@dataclass
+class Facts:
+    """What stands in one user function, or in one class and what its `__call__` reaches."""
+
+    name: str
+    is_class: bool
+    text: str = ""
+    calls: list[Call] = field(default_factory=list)
+    init_calls: list[Call] = field(default_factory=list)  # of `__init__`; not among `calls`
+    strings: set[str] = field(default_factory=set)
+    entry: ast.AST | None = None  # the function, lambda or `__call__` that Ray Data calls
+    parameter: str | None = None  # its row or batch
+    body: list[ast.AST] = field(default_factory=list)  # entry and the helpers that it calls
+    cls: ast.ClassDef | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.entry is not None
+
+    def called(self, *names: str) -> list[Call]:
+        """Calls whose dotted name is, or ends in, one of `names`."""
+        return [
+            c for c in self.calls if any(c.name == n or c.name.endswith("." + n) for n in names)
+        ]
+
+    @property
+    def uses_accelerator_library(self) -> bool:
+        everything = [c.name for c in self.calls + self.init_calls]
+        if any(name.split(".")[0] in _BATCH_LIBRARIES for name in everything):
+            return True
+        return bool(re.search(r"\b(torch|tensorflow|jax|cupy|cuda)\b", self.text))
+
+    @property
+    def resizes(self) -> bool:
+        calls = self.calls + self.init_calls
+        return any(c.name.split(".")[-1] in _RESIZE for c in calls)
+
+    @property
+    def decodes(self) -> bool:
+        return any(c.name in _DECODERS for c in self.calls + self.init_calls)
+
+    @property
+    def looks_like_model(self) -> bool:
+        if self.is_class and (MODEL_NAME.search(self.name) or self.model_built_in_init):
+            return True
+        return bool(self.models_built())
+
+    @property
+    def model_built_in_init(self) -> list[str]:
+        return [c.name for c in self.init_calls if _builds_model(c, self)]
+
+    def models_built(self) -> list[str]:
+        """Names of models that each call builds or loads anew."""
+        return [c.name for c in self.calls if not c.guarded and _builds_model(c, self)]
+
+    # -- columns
+
+    def columns_used(self) -> set[str] | None:
+        """The columns that are read; None when the row or batch is also used as a whole."""
+        if not self.known or self.parameter is None:
+            return None
+        used, whole = set(), False
+        for node in ast.walk(self.entry):
+            if isinstance(node, ast.Name) and node.id == self.parameter:
+                parent = getattr(node, "parent", None)
+                key = _constant_key(parent) if isinstance(parent, ast.Subscript) else None
+                if key is not None and isinstance(parent.ctx, ast.Load):
+                    used.add(key)
+                elif isinstance(parent, ast.Attribute) and _is_get(parent):
+                    used.add(parent.parent.args[0].value)
+                elif not isinstance(parent, ast.arg):
+                    whole = True
+        return None if whole else used
+
+    def changes_column(self, column: str) -> bool:
+        """Whether the code puts something else under that name."""
+        for body in self.body:
+            for node in ast.walk(body):
+                if isinstance(node, ast.Assign | ast.AugAssign):
+                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                    for target in targets:
+                        if isinstance(target, ast.Subscript) and _constant_key(target) == column:
+                            return not _reads_column(node.value, column)
+                if isinstance(node, ast.Dict):
+                    for key, value in zip(node.keys, node.values, strict=True):
+                        if isinstance(key, ast.Constant) and key.value == column:
+                            return not _reads_column(value, column)
+        return False
+
+    def expressible(self) -> bool:
+        """Whether a filter's function is comparisons of columns and constants, nothing else."""
+        if not self.known or self.columns_used() is None:
+            return False
+        result = _single_return(self.entry)
+        if result is None:
+            return False
+        allowed = (
+            ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Compare, ast.BinOp,
+            ast.Subscript,
+            ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Set, ast.operator, ast.cmpop,
+            ast.unaryop,
+        )  # fmt: skip
+        return all(isinstance(node, allowed) for node in ast.walk(result))
+
+    # -- single findings
+
+    def autograd(self) -> str | None:
+        """The model call that runs with autograd, when the text proves it."""
+        if not self.known or _NO_GRAD.search(self.text):
+            return None
+        torch = sys.modules.get("torch")
+        models = {}
+        for call in self.init_calls + self.calls:
+            if _is_torch_model(call, self):
+                target = _assigned(call.node)
+                if target:
+                    models[target] = call.name
+        for call in self.calls:
+            name = ast.unparse(call.node.func)
+            if name in models:
+                return f"`{name}(...)`, made by {models[name]}"
+            if torch is not None and _learns(call.target, torch):
+                return f"`{name}(...)`, a {type(call.target).__name__}"
+        return None
+
+    def float64(self) -> str | None:
+        """Where a tensor or the model is made double precision."""
+        if "torch" not in self.text:
+            return None
+        for call in self.calls + self.init_calls:
+            last = call.name.split(".")[-1]
+            if last == "double" and not call.node.args:
+                return ".double()"
+            arguments = [*call.node.args, *(k.value for k in call.node.keywords)]
+            for argument in arguments:
+                if ast.unparse(argument) in ("torch.float64", "torch.double"):
+                    return f"{last}(..., {ast.unparse(argument)})"
+        return None
+
+    def torch_threads(self, cores: int) -> int | None:
+        """The number given to `torch.set_num_threads`, where it can be read."""
+        for call in self.calls + self.init_calls:
+            if call.name == "torch.set_num_threads" and call.node.args:
+                argument = call.node.args[0]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, int):
+                    return argument.value
+                if re.fullmatch(
+                    r"(os|multiprocessing|mp|psutil)\.cpu_count\(\)", ast.unparse(argument)
+                ):
+                    return cores
+        return None
+
+    def conversions(self) -> list[str]:
+        """Conversions between arrays, PIL images and tensors, in the order of the text."""
+        found = []
+        # Transforms that are built in `__init__`, or at module level, are applied to each image.
+        for call in sorted(self.calls, key=lambda c: (c.node.lineno, c.node.col_offset)):
+            last = call.name.split(".")[-1]
+            if last in ("fromarray", "ToPILImage", "to_pil_image"):
+                found.append("array to PIL")
+            elif call.name in ("numpy.array", "numpy.asarray") and call.node.args:
+                found.append("to array")
+            elif last in ("ToTensor", "to_tensor", "pil_to_tensor", "PILToTensor") or (
+                call.name in ("torch.from_numpy", "torch.as_tensor", "torch.tensor")
+            ):
+                found.append("to tensor")
+            elif last == "numpy" and not call.node.args:
+                found.append("tensor to array")
+        return found
+
+    def swallowed(self) -> str | None:
+        """A handler that turns any error into an ordinary-looking row; None if there is none."""
+        for body in self.body:
+            for node in ast.walk(body):
+                if isinstance(node, ast.Try):
+                    for handler in node.handlers:
+                        if _catches_everything(handler) and _hides(handler):
+                            return f"line {handler.lineno}: `{_first_line(handler)}`"
+        return None
+
+    def nested_pixel_loop(self) -> bool:
+        """Loops within loops over ranges that do arithmetic on single elements."""
+        for body in self.body:
+            for outer in ast.walk(body):
+                if not _ranges(outer):
+                    continue
+                for inner in ast.walk(outer):
+                    if inner is not outer and _ranges(inner) and _indexes_deeply(inner):
+                        return True
+        return False
+
+    def arithmetic_only(self) -> bool:
+        """A row function that only computes numbers from numbers."""
+        if not self.known or not self.columns_used():
+            return False
+        allowed = {"abs", "round", "float", "int", "min", "max", "sum", "len", "dict"}
+        for call in self.calls:
+            root = call.name.split(".")[0]
+            if root not in ("math", "numpy") and call.name not in allowed:
+                return False
+        return any(isinstance(n, ast.BinOp) for n in ast.walk(self.entry)) and not any(
+            isinstance(n, ast.JoinedStr) for n in ast.walk(self.entry)
+        )
+
+
+@functools.lru_cache(maxsize=512)
+def facts(fn) -> Facts:
+    """The facts about a function, lambda, partial, method, class or callable object."""
+    try:
+        return _facts(fn)
+    except Exception:  # unusual code is no reason to fail: there are just no facts
+        return Facts(name=getattr(fn, "__name__", type(fn).__name__), is_class=inspect.isclass(fn))
+
+
+def captured(fn) -> list[tuple[str, int]]:
+    """Names and bytes of large objects that travel inside the function, largest first."""
+    fn = inspect.unwrap(fn) if inspect.isfunction(fn) else fn
+    objects = {}
+    if isinstance(fn, functools.partial):
+        objects |= {f"argument {i}": value for i, value in enumerate(fn.args)}
+        objects |= fn.keywords
+        fn = fn.func
+    functions = []
+    if inspect.ismethod(fn):
+        objects |= getattr(fn.__self__, "__dict__", {})
+        fn = fn.__func__
+    if inspect.isfunction(fn):
+        functions = [fn]
+    elif inspect.isclass(fn):
+        objects |= {k: v for k, v in vars(fn).items() if not k.startswith("__")}
+        functions = [v for v in vars(fn).values() if inspect.isfunction(v)]
+    seen = set()
+    while functions:
+        function = functions.pop()
+        if function in seen or not _by_value(function):
+            continue
+        seen.add(function)
+        found = {}
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
+            try:
+                found[name] = cell.cell_contents
+            except ValueError:
+                continue
+        for name in _global_names(function.__code__):
+            if name in function.__globals__:
+                found[name] = function.__globals__[name]
+        for index, value in enumerate(function.__defaults__ or ()):
+            found[f"default {index}"] = value
+        for name, value in found.items():
+            if inspect.isfunction(value):
+                functions.append(value)
+            elif not inspect.ismodule(value) and not inspect.isclass(value):
+                objects[name] = value
+    sizes = [(name, _size(value)) for name, value in objects.items()]
+    return sorted(sizes, key=lambda pair: -pair[1])
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def _facts(fn) -> Facts:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if inspect.ismethod(fn):
+        cls, method = type(fn.__self__), fn.__name__
+        return _class_facts(cls, method)
+    if inspect.isclass(fn):
+        return _class_facts(fn, "__call__")
+    if inspect.isfunction(fn):
+        return _function_facts(inspect.unwrap(fn))
+    if callable(fn) and not inspect.isbuiltin(fn):
+        return _class_facts(type(fn), "__call__")
+    return Facts(name=getattr(fn, "__name__", type(fn).__name__), is_class=False)
+
+
+def _function_facts(fn) -> Facts:
+    found = Facts(name=fn.__name__, is_class=False)
+    node, aliases, lines = _find(fn.__code__)
+    if node is None:
+        return found
+    found.entry, found.parameter = node, _first_argument(node, skip_self=False)
+    _follow(found, node, fn.__globals__, aliases, lines, closure=_closure(fn))
+    return found
+
+
+def _class_facts(cls, method: str) -> Facts:
+    found = Facts(name=cls.__name__, is_class=True)
+    entry = inspect.unwrap(getattr(cls, method))
+    node, aliases, lines = _find(entry.__code__)
+    if node is None:
+        return found
+    found.entry, found.parameter = node, _first_argument(node, skip_self=True)
+    found.cls = node.parent if isinstance(getattr(node, "parent", None), ast.ClassDef) else None
+    methods = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            value = getattr(value, "__func__", value)
+            if inspect.isfunction(value) and _is_users(value.__code__.co_filename):
+                methods[name] = inspect.unwrap(value)
+    _follow(found, node, entry.__globals__, aliases, lines, methods=methods)
+    if "__init__" in methods:
+        init, init_aliases, init_lines = _find(methods["__init__"].__code__)
+        if init is not None:
+            start = Facts(name=found.name, is_class=True)
+            rest = {k: v for k, v in methods.items() if k != method}
+            _follow(start, init, methods["__init__"].__globals__, init_aliases, init_lines, rest)
+            found.init_calls = start.calls
+            found.text += "\n" + start.text
+    if found.cls is not None:
+        found.text += "\n" + "\n".join(ast.unparse(d) for d in found.cls.decorator_list)
+    return found
+
+
+def _follow(found, node, scope, aliases, lines, methods=None, closure=None, depth=0, seen=None):
+    """Collect the calls of `node`, and of the user's own functions and methods that it calls."""
+    seen = set() if seen is None else seen
+    if id(node) in seen or depth > 3:
+        return
+    seen.add(id(node))
+    found.body.append(node)
+    found.text += "\n" + ast.unparse(node)
+    aliases = aliases | _imports(node)
+    scope = dict(scope) | (closure or {})
+    name = getattr(node, "name", "<lambda>")
+    for child in ast.walk(node):
+        if isinstance(child, ast.Constant) and isinstance(child.value, str):
+            found.strings.add(child.value)
+        if not isinstance(child, ast.Call):
+            continue
+        dotted = _dotted(child.func)
+        if dotted is None:
+            if isinstance(child.func, ast.Attribute):  # something(...).attribute(...)
+                dotted = "?." + child.func.attr
+            else:
+                continue
+        first, _, rest = dotted.partition(".")
+        full = aliases.get(first, first) + ("." + rest if rest else "")
+        call = Call(full, child, name, _guarded(child), _resolve(dotted, scope))
+        found.calls.append(call)
+        target = call.target
+        if first == "self" and methods and rest in methods:
+            target = methods[rest]
+        if hasattr(target, "__wrapped__") and hasattr(target, "cache_info"):
+            call.guarded = True
+        elif inspect.isfunction(target) and _is_users(target.__code__.co_filename):
+            inner, inner_aliases, inner_lines = _find(target.__code__)
+            if inner is not None and _remembers(inner):
+                call.guarded = True  # and what it builds, it builds once
+            elif inner is not None:
+                _follow(
+                    found, inner, target.__globals__, inner_aliases, inner_lines,
+                    methods, _closure(target), depth + 1, seen,
+                )  # fmt: skip
+
+
+def _find(code):
+    """The syntax node of a code object, the imports of its file, and the file's lines."""
+    tree, lines = _parse(code.co_filename)
+    if tree is None:
+        return None, {}, []
+    candidates = []
+    for node in ast.walk(tree):
+        if code.co_name == "<lambda>":
+            if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:
+                candidates.append(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            if first <= code.co_firstlineno <= node.lineno:
+                candidates.append(node)
+    if len(candidates) > 1:  # several lambdas in one line: the one with the same parts
+        wanted = (code.co_varnames[: code.co_argcount], _parts(code))
+        candidates = [n for n in candidates if _lambda_parts(n) == wanted][:1]
+    return (candidates[0] if candidates else None), _imports(tree, top=True), lines
+
+
+def _parts(code) -> set[str]:
+    strings = {c for c in code.co_consts if isinstance(c, str) and c != code.co_qualname}
+    return strings | set(code.co_names)
+
+
+def _lambda_parts(node):
+    names = tuple(a.arg for a in node.args.args)
+    try:
+        code = compile(ast.Expression(node), "<doctor>", "eval").co_consts[0]
+        return names, _parts(code)
+    except (ValueError, SyntaxError, IndexError, AttributeError):
+        return names, None
+
+
+def _parse(filename: str):
+    lines = linecache.getlines(filename)
+    if not lines:
+        return None, []
+    return _parse_text(filename, "".join(lines)), lines
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_text(filename: str, text: str):
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # a notebook cell with magics
+        kept = [("pass" if re.match(r"\s*[%!]", line) else line) for line in text.splitlines()]
+        try:
+            tree = ast.parse("\n".join(kept))
+        except SyntaxError:
+            return None
+    for parent in ast.walk(tree):
+        for child in ast.iter_child_nodes(parent):
+            child.parent = parent
+    return tree
+
+
+def _imports(tree, top: bool = False) -> dict[str, str]:
+    """alias -> dotted name. `top`: of a file, also within functions' `if` and `try`."""
+    found = {}
+    for node in tree.body if top else ast.walk(tree):
+        for inner in ast.walk(node) if top and not _is_definition(node) else [node]:
+            if isinstance(inner, ast.Import):
+                for name in inner.names:
+                    found[name.asname or name.name.split(".")[0]] = (
+                        name.name if name.asname else name.name.split(".")[0]
+                    )
+            elif isinstance(inner, ast.ImportFrom) and inner.module:
+                for name in inner.names:
+                    found[name.asname or name.name] = f"{inner.module}.{name.name}"
+    return found
+
+
+def _is_definition(node) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def _dotted(node) -> str | None:
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name):
+        return ".".join([node.id, *reversed(parts)])
+    if parts:
+        return "?." + parts[0]
+    return None
+
+
+def _resolve(dotted: str, scope: dict):
+    first, *rest = dotted.split(".")
+    value = scope.get(first)
+    for part in rest:
+        if not inspect.ismodule(value) and not inspect.isclass(value):
+            return None  # no attribute of the user's objects is touched: it may run code
+        value = vars(value).get(part) if not inspect.ismodule(value) else getattr(value, part, None)
+    return value
+
+
+def _closure(fn) -> dict:
+    found = {}
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            continue
+    return found
+
+
+_LIBRARIES = tuple(
+    {os.path.realpath(p) for k, p in sysconfig.get_paths().items() if "lib" in k}
+    | {os.path.realpath(os.path.dirname(os.__file__))}
+)
+
+
+def _is_users(filename: str) -> bool:
+    return not os.path.realpath(filename).startswith(_LIBRARIES) and not filename.startswith("<fr")
+
+
+def _first_argument(node, skip_self: bool) -> str | None:
+    names = [a.arg for a in [*node.args.posonlyargs, *node.args.args]]
+    names = names[1:] if skip_self else names
+    return names[0] if names else None
+
+
+def _constant_key(node) -> str | None:
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return node.slice.value if isinstance(node.slice.value, str) else None
+    return None
+
+
+def _is_get(attribute) -> bool:
+    call = getattr(attribute, "parent", None)
+    return (
+        attribute.attr == "get"
+        and isinstance(call, ast.Call)
+        and bool(call.args)
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, str)
+    )
+
+
+def _reads_column(node, column: str) -> bool:
+    return isinstance(node, ast.Subscript) and _constant_key(node) == column
+
+
+def _single_return(entry):
+    if isinstance(entry, ast.Lambda):
+        return entry.body
+    body = [n for n in entry.body if not (isinstance(n, ast.Expr) and _is_text(n.value))]
+    if len(body) == 1 and isinstance(body[0], ast.Return):
+        return body[0].value
+    return None
+
+
+def _is_text(node) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _ancestors(node):
+    while (node := getattr(node, "parent", None)) is not None:
+        yield node
+
+
+def _guarded(node) -> bool:
+    """Whether the call is only made when something is not there yet."""
+    for parent in _ancestors(node):
+        if isinstance(parent, ast.If | ast.IfExp):
+            test = ast.unparse(parent.test)
+            if re.search(r"is None|not in |hasattr|^not |getattr|cached|loaded|==\s*None", test):
+                return True
+        if isinstance(parent, ast.Try) and any(
+            h.type is not None
+            and re.search("NameError|AttributeError|KeyError", ast.unparse(h.type))
+            for h in parent.handlers
+        ):
+            return True
+        if isinstance(parent, ast.BoolOp):  # cache or build()
+            return True
+        if isinstance(parent, ast.FunctionDef):
+            decorators = " ".join(ast.unparse(d) for d in parent.decorator_list)
+            if re.search(r"cache", decorators):
+                return True
+            # if MODEL is not None: return MODEL, and then the loading
+            for statement in parent.body:
+                if (
+                    isinstance(statement, ast.If)
+                    and re.search(r" in | is not None|hasattr", ast.unparse(statement.test))
+                    and any(isinstance(s, ast.Return) for s in statement.body)
+                    and statement.lineno < node.lineno
+                ):
+                    return True
+            return False
+    return False
+
+
+def _remembers(function) -> bool:
+    """Whether a function keeps what it made, and only makes it when it is not there yet."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global):
+            return True
+        if isinstance(node, ast.If):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Assign) and any(
+                    isinstance(t, ast.Subscript | ast.Attribute) for t in inner.targets
+                ):
+                    return True
+    return False
+
+
+def _builds_model(call: Call, found: Facts) -> bool:
+    name, last = call.name, call.name.split(".")[-1]
+    if name in _LOADERS or last in ("from_pretrained", "load_state_dict"):
+        return True
+    if name.startswith("torchvision.models."):
+        return last[:1].islower() and last not in ("list_models", "get_model_weights", "transforms")
+    if name.startswith("self.") or name.startswith("?."):
+        return False
+    target = call.target
+    torch = sys.modules.get("torch")
+    if inspect.isclass(target) and torch is not None and issubclass(target, torch.nn.Module):
+        return _is_users(_file_of(target)) or last in ("Sequential",)
+    if target is not None and not _is_users(_file_of(target)):
+        return False
+    if "." in name and target is None:
+        return False
+    if inspect.isclass(target):
+        return bool(_MODEL_CLASS.match(last))
+    if inspect.isfunction(target):
+        return bool(_BUILDER.match(last) or _ARCHITECTURE.match(last))
+    return False
+
+
+def _file_of(target) -> str:
+    try:
+        return inspect.getfile(target)
+    except (TypeError, OSError):  # defined in the script itself, or built in
+        return (
+            "" if getattr(target, "__module__", "") in ("__main__", "__mp_main__") else "<frozen>"
+        )
+
+
+def _is_torch_model(call: Call, found: Facts) -> bool:
+    """A module that is called as `self.x(batch)` with autograd on, unless somebody turns it off."""
+    name, last = call.name, call.name.split(".")[-1]
+    if name.startswith("torchvision.models.") and _builds_model(call, found):
+        return True
+    if name in ("timm.create_model", "torch.jit.load", "torch.hub.load"):
+        return True
+    if last == "from_pretrained" and re.search(r"Model|For[A-Z]", name):
+        return "pipeline" not in found.text
+    target = call.target
+    torch = sys.modules.get("torch")
+    if torch is not None and inspect.isclass(target) and issubclass(target, torch.nn.Module):
+        # Transforms and activations are modules too, and have no weights.
+        with_weights = r"Linear|Conv|LSTM|GRU|RNN|Transformer|Embedding|Sequential"
+        return _is_users(_file_of(target)) or bool(re.match(with_weights, last))
+    builds = _BUILDER.match(last) or _ARCHITECTURE.match(last)
+    if inspect.isfunction(target) and _is_users(target.__code__.co_filename) and builds:
+        # a builder of the user's own, in whose body a torch model stands
+        return bool(re.search(r"torch|resnet", found.text)) and ".eval()" in found.text
+    return False
+
+
+def _learns(value, torch) -> bool:
+    return isinstance(value, torch.nn.Module) and any(p.requires_grad for p in value.parameters())
+
+
+def _assigned(node) -> str | None:
+    """`self.x` or `x` of `x = <something with node>`."""
+    for parent in _ancestors(node):
+        if isinstance(parent, ast.Assign):
+            names = [ast.unparse(t) for t in parent.targets]
+            return next((n for n in names if re.fullmatch(r"(self\.)?\w+", n)), None)
+        if isinstance(parent, ast.stmt):
+            return None
+    return None
+
+
+def _catches_everything(handler) -> bool:
+    if handler.type is None:
+        return True
+    return ast.unparse(handler.type) in ("Exception", "BaseException")
+
+
+_STATUS = re.compile(r"error|status|ok\b|valid|fail|bad|reject|corrupt|skipp|broken|missing", re.I)
+
+
+def _hides(handler) -> bool:
+    """The handler goes on with a made-up value, and neither raises nor records the error."""
+    text = "\n".join(ast.unparse(n) for n in handler.body)
+    if any(isinstance(n, ast.Raise) for body in handler.body for n in ast.walk(body)):
+        return False
+    statements = [n for body in handler.body for n in ast.walk(body)]
+    rows = [n for n in statements if isinstance(n, ast.Return | ast.Assign)]
+    appends = "append(" in text
+    if not rows and not appends:
+        return False  # the row is dropped: `continue`, `return []` and the like lose no truth
+    if any(isinstance(n, ast.Return) and _is_empty(n.value) for n in rows):
+        return False
+    logged = re.sub(r"(logging|logger|log|print|warnings)\.?\w*\([^\n]*\)", "", text)
+    if handler.name and re.search(rf"\b{handler.name}\b", logged):
+        return False
+    return not _STATUS.search(logged)
+
+
+def _is_empty(node) -> bool:
+    return node is None or (
+        isinstance(node, ast.List | ast.Tuple | ast.Dict) and not ast.unparse(node)[1:-1]
+    )
+
+
+def _first_line(handler) -> str:
+    head = f"except {ast.unparse(handler.type)}" if handler.type else "except"
+    return f"{head}: {ast.unparse(handler.body[-1]).splitlines()[0][:60]}"
+
+
+def _ranges(node) -> bool:
+    if isinstance(node, ast.For):
+        return re.match(r"range\(", ast.unparse(node.iter)) is not None
+    if isinstance(node, ast.ListComp | ast.GeneratorExp):
+        return any(re.match(r"range\(", ast.unparse(g.iter)) for g in node.generators)
+    return False
+
+
+def _indexes_deeply(node) -> bool:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Subscript) and (
+            isinstance(inner.slice, ast.Tuple) or isinstance(inner.value, ast.Subscript)
+        ):
+            return True
+    return False
+
+
+def _global_names(code) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            names |= _global_names(constant)
+    return names
+
+
+def _by_value(function) -> bool:
+    """Whether the function travels with what it refers to, and not as "import it there"."""
+    return function.__module__ in ("__main__", "__mp_main__") or "<locals>" in function.__qualname__
+
+
+def _size(value) -> int:
+    """Bytes that the object needs when it is serialized; 0 when that cannot be said."""
+    if value is None or isinstance(value, int | float | bool | complex):
+        return 0
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    if type(value).__module__.startswith("ray"):
+        return 0  # references and datasets travel as a name
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.nn.Module):
+        return sum(t.numel() * t.element_size() for t in value.state_dict().values())
+    try:
+        import ray.cloudpickle as pickle
+
+        return len(pickle.dumps(value))
+    except Exception:  # it cannot travel: then Ray itself says so
+        return 0
