@@ -235,13 +235,28 @@ def original_labels():
     return plots.Table(["label", "about", "in this course"], rows)
 
 
+def not_seen_by_the_doctor():
+    """The mistakes that `helpers.doctor` cannot see from plan, statistics and code, and why."""
+    from helpers.doctor_rules import CANNOT_SEE
+
+    rows = []
+    for id, reason in CANNOT_SEE.items():
+        title = catalog.MISTAKES[id].title if id in catalog.MISTAKES else ""
+        rows.append([f"{id} · {title}" if title else id, reason])
+    return plots.Table(["mistake", "why not"], rows)
+
+
 def _mistake_row(mistake: catalog.Mistake) -> str:
+    from helpers import doctor
+
+    seen = doctor.catalog_column(mistake.id)
     link = f"../lessons/{mistake.lesson}.html#{mistake.id.lower()}"
     cells = {
         "What you see": f"{_prose(mistake.symptom)}"
         f'<a href="{link}">{mistake.id} · {_prose(mistake.title)}</a>',
         "Why it happens": _prose(mistake.cause),
-        "Counter that proves it": _prose(mistake.evidence),
+        "Counter that proves it": f"{_prose(mistake.evidence)}"
+        f'<span class="no-help"><b>The doctor:</b> {_prose(seen)}</span>',
         "What to change": f"{_prose(mistake.knob)}"
         f'<span class="no-help"><b>Does not help:</b> {_prose(mistake.no_help)}</span>',
     }
@@ -345,7 +360,7 @@ def times_figure(machine: Machine):
     results = machine.timed
     if not results:
         return _note("No results yet.")
-    figure, axes = plots.subplots(figsize=(6.6, 1.3 + 0.6 * len(results)))
+    figure, axes = plots.subplots(figsize=(6.6, 1.3 + 0.55 * len(results)))
     for y, result in zip(range(len(results) - 1, -1, -1), results, strict=True):
         unit = min(result.values("fixed", "seconds"))
         for side, shift, marker in (("naive", 0.13, "o"), ("fixed", -0.13, "s")):

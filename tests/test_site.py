@@ -334,6 +334,23 @@ def test_text_is_readable_in_light_and_dark(browser, address, page):
             assert not faint, f"in {theme}:\n" + "\n".join(line[:120] for line in faint[:10])
 
 
+EXPLORERS = [page for page in PAGES if "course-explorer" in (SITE / page).read_text("utf-8")]
+
+
+@pytest.mark.parametrize("page", EXPLORERS)
+def test_sliders_work_from_a_file_and_by_keyboard(browser, page):
+    with Visit(browser, (SITE / page).as_uri(), "phone") as visit:
+        for box in visit.tab.query_selector_all(".course-explorer"):
+            slider, said = box.query_selector("input"), box.query_selector(".said")
+            slider.focus()
+            slider.press("Home")
+            first = said.inner_text()
+            slider.press("ArrowRight")
+            assert said.inner_text() != first
+            assert len(box.query_selector_all("td.chosen")) == 1
+        assert not visit.problems
+
+
 def test_site_opens_as_a_file(browser):
     """`make book` prints a file address, so a page must also work without a server."""
     with Visit(browser, (SITE / "index.html").as_uri(), "desktop") as visit:
