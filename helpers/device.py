@@ -239,6 +239,9 @@ def _quiet_environment(quiet: bool, starts: bool) -> None:
     """What must be set before Ray is imported; a value of the user's own stays."""
     if starts:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token to the home
+    # Ray reads Parquet footers with 32 actors by default; on a small machine they take half a
+    # minute to start.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", str(min(32, usable_cores())))
     os.environ.setdefault("RAY_DISABLE_DOCKER_CPU_WARNING", "1")  # `detect` has the better one
     if quiet:
         # Each actor pool logs an error about its constructor's arguments that is none.

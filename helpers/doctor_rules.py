@@ -1153,7 +1153,8 @@ def r1(case: Case) -> Iterator[Finding]:
                 continue
             held = physical.per_actor[0] if physical.pool else physical.cpus
             others = sum(p.busy_s for p in execution.operators if p is not physical)
-            seconds = execution.seconds - (physical.ready_s or 0)  # actors take time to start
+            # Actors take time to start; when the first was there is known to half a second.
+            seconds = max(execution.seconds - (physical.ready_s or 0), physical.busy_s)
             idle = execution.cpus * seconds - physical.busy_s - others
             # It has to be what everybody waits for, for seconds, while most cores do nothing.
             if (

@@ -36,7 +36,8 @@ class Operator:
     rows: int  # rows that left the operator
     bytes_out: int  # bytes of those blocks: what went through the object store
     actors: bool  # an actor pool, not tasks
-    task_s: float  # time its tasks took, summed
+    task_s: float  # from a task's start to its end as the driver saw it, summed
+    work_s: float = 0.0  # time in the workers: reading, functions, making blocks, summed
 
     @property
     def is_input(self) -> bool:
@@ -454,6 +455,7 @@ def _operators(executor) -> list[Operator]:
                 bytes_out=metrics.bytes_task_outputs_generated,
                 actors=type(op).__name__ == "ActorPoolMapOperator",
                 task_s=metrics.task_completion_time_s,
+                work_s=metrics.block_generation_time or 0.0,
             )
         )
     return found
