@@ -440,6 +440,8 @@ def short(value: float) -> str:
 
 
 def megabytes(n: float) -> str:
+    if not n:
+        return "0"
     return f"{n / 1e6:,.1f} MB" if n >= 1e5 else f"{n / 1e3:,.1f} kB"
 
 
