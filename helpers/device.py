@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -335,6 +336,8 @@ def _set_context(quiet: bool) -> None:
     context.enable_progress_bars = False
     # After the import, which sets the level itself.
     logging.getLogger("ray.data").setLevel(logging.WARNING if quiet else logging.INFO)
+    if quiet:  # it stands in the lessons, where it is measured
+        warnings.filterwarnings("ignore", message="Use 'expr' instead of 'fn'")
     # It warns once that progress bars are off, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     if quiet:
