@@ -376,7 +376,7 @@ def times_figure(machine: Machine):
             va="center",
             annotation_clip=False,
         )
-    labels = [textwrap.fill(f"{r.id} · {r.title}", 26) for r in results]
+    labels = [textwrap.fill(f"{r.id} · {r.title}".replace("`", ""), 26) for r in results]
     axes.set_yticks(range(len(results) - 1, -1, -1), labels, fontsize=10)
     axes.set_ylim(-0.6, len(results) - 0.4)
     _ratio_axis(axes)
