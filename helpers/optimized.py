@@ -44,6 +44,9 @@ class Classify:
     """One replica of the model, built once for each actor (T2)."""
 
     def __init__(self, settings: Settings):
+        import torch  # here, so that neither the driver nor a decoding task waits for it
+
+        torch.set_num_threads(settings.threads)  # R2
         self.settings = settings
         net = model.resnet50(settings.precision, settings.channels_last)  # T11
         self.net = net.to(settings.torch_device)
