@@ -332,7 +332,6 @@ def _set_context(quiet: bool) -> None:
 
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = 60  # a hang shall say so during the lesson
-    context.enable_stats_summary_collection = True
     context.enable_progress_bars = False
     # After the import, which sets the level itself.
     logging.getLogger("ray.data").setLevel(logging.WARNING if quiet else logging.INFO)

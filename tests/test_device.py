@@ -172,7 +172,6 @@ assert len(rows.take_all()) == 64
 assert rows.materialize().count() == 64
 context = DataContext.get_current()
 assert context.execution_no_progress_timeout_s == 60
-assert context.enable_stats_summary_collection
 session = ray.get_runtime_context().get_session_name()
 device.start_ray(num_cpus=2)
 assert ray.get_runtime_context().get_session_name() == session, "the same call restarted Ray"
