@@ -37,7 +37,7 @@ class Operator:
     bytes_out: int  # bytes of those blocks: what went through the object store
     actors: bool  # an actor pool, not tasks
     task_s: float  # from a task's start to its end as the driver saw it, summed
-    work_s: float = 0.0  # time in the workers: reading, functions, making blocks, summed
+    cpu_s: float = 0.0  # CPU time of the workers: reading, functions, making blocks; no start-up
 
     @property
     def is_input(self) -> bool:
@@ -455,10 +455,16 @@ def _operators(executor) -> list[Operator]:
                 bytes_out=metrics.bytes_task_outputs_generated,
                 actors=type(op).__name__ == "ActorPoolMapOperator",
                 task_s=metrics.task_completion_time_s,
-                work_s=metrics.block_generation_time or 0.0,
+                cpu_s=_cpu_seconds(op),
             )
         )
     return found
+
+
+def _cpu_seconds(op) -> float:
+    blocks = [block for made in op.get_stats().values() for block in made]
+    known = [block.exec_stats.cpu_time_s for block in blocks if block.exec_stats]
+    return sum(seconds for seconds in known if seconds is not None)
 
 
 def _rows_so_far(executors) -> int:
