@@ -84,6 +84,7 @@ def _optimized(options) -> int:
         done = optimized.run(source, options.output, settings, options.images)
         if done["done"]:
             print(f"{done['done']} of {done['found']} images were done before.", flush=True)
+        return done["classified"]
 
     return _observed(options, pipeline)
 
@@ -109,14 +110,24 @@ def _observed(options, pipeline) -> int:
     ready = time.time()
     settings = device.recommend()
 
+    remote = "://" in options.output  # not read back
+    classified = 0
+
     def write():
-        pipeline(paths, settings)
-        return Path(options.output) if "://" not in options.output else {"path": [], "logits": []}
+        nonlocal classified
+        classified = pipeline(paths, settings)
+        return {"path": [], "logits": []} if remote else Path(options.output)
 
     with _Progress(len(source) if not options.input else options.images) as progress:
         run = measure.run(write, options.command, on_sample=progress)
-    print(f"{run.rows} answers in {options.output}; this run took {run.seconds:.1f} s.", flush=True)
+    print(
+        f"{classified} images classified in {run.seconds:.1f} s; the answers are in "
+        f"{options.output.partition('?')[0]}",
+        flush=True,
+    )
     numbers = side(run) | {"ray_ready_at": ready, "settings": settings.to_dict()}
+    # Of this run, whatever else is in the output already.
+    numbers |= {"images": classified, "images_per_s": classified / run.seconds}
     provenance = compare.provenance(None if options.input else source)
     _write_json(options.json, numbers | {"provenance": provenance})
     return 0
