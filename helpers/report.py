@@ -253,39 +253,31 @@ def figures(found: dict) -> dict[str, plots.Figure]:
     steady = {name: s["steady_images_per_s"] for name, s in shown.items()}
     steady = {name: value for name, value in steady.items() if value}
     steady["ceiling"] = found["ceiling"]["together"]
+
+    def bars(title: str, unit: str, what: str, values: dict[str, float]) -> plots.Figure:
+        return plots.bars(
+            list(values),
+            list(values.values()),
+            title=title,
+            xlabel=unit,
+            finding=_listed(what, values),
+            colors=[colors.get(name, plots.GREY) for name in values],
+            provenance=where,
+        )
+
+    what = "Images per second"
     drawn = {
-        "end_to_end": plots.bars(
-            list(rate),
-            list(rate.values()),
-            title="With all start-up",
-            xlabel="images/s",
-            finding=_listed("Images per second with all start-up", rate),
-            colors=[colors.get(name, plots.GREY) for name in rate],
-            provenance=where,
-        ),
-        "steady": plots.bars(
-            list(steady),
-            list(steady.values()),
-            title="After the first answers",
-            xlabel="images/s",
-            finding=_listed("Images per second after the first answers", steady),
-            colors=[colors.get(name, plots.GREY) for name in steady],
-            provenance=where,
+        "end_to_end": bars("With all start-up", "images/s", f"{what} with all start-up", rate),
+        "steady": bars(
+            "After the first answers", "images/s", f"{what} after the first answers", steady
         ),
     }
     if "baseline" in found:
-        store = {
+        peak = {
             name: found[name]["object_store_peak_bytes"] / 1e6 for name in ("baseline", "optimized")
         }
-        drawn["object_store"] = plots.bars(
-            list(store),
-            list(store.values()),
-            title="Peak in the object store",
-            xlabel="MB",
-            finding=_listed("Peak in the object store, MB", store),
-            colors=[colors[name] for name in store],
-            provenance=where,
-        )
+        what = "Peak in the object store, MB"
+        drawn["object_store"] = bars("Peak in the object store", "MB", what, peak)
     return drawn
 
 

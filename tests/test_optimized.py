@@ -1,8 +1,11 @@
 """The pipelines that people copy: complete, resumable, honest about what could not be read."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,31 @@ def test_a_second_run_does_what_is_missing_and_removes_what_a_crash_left(
     paths = [row["path"] for row in table(answered)]
     assert len(paths) == len(set(paths)) == 7
     assert optimized.run(str(photos), str(answered), settings)["classified"] == 0
+
+
+def test_what_a_killed_run_left_undone_is_done_by_the_next_one(photos, settings, tmp_path):
+    source, output = tmp_path / "photos", tmp_path / "answers"
+    source.mkdir()
+    for number in range(160):
+        os.link(photos / "train" / "n00000000" / "0.JPEG", source / f"{number}.jpg")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "helpers", "optimized", "--input", source, "--output", output],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(output.glob("*.parquet")):  # the test's timeout ends a wait in vain
+        assert run.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    time.sleep(2)  # until Ray has ended the workers of a driver that is gone
+    finished = {file: file.stat().st_mtime_ns for file in output.glob("*.parquet")}
+    result = optimized.run(str(source), str(output), settings)
+    assert 0 < result["done"] < 160 and result["done"] + result["classified"] == 160
+    paths = [row["path"] for row in table(output)]
+    assert len(paths) == len(set(paths)) == 160
+    assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
 
 
 def test_on_cpus_nothing_but_actors_runs_and_beside_a_gpu_the_cpus_decode(photos, settings):
