@@ -86,7 +86,11 @@ def _optimized(options) -> int:
             print(f"{done['done']} of {done['found']} images were done before.", flush=True)
         return done["classified"]
 
-    return _observed(options, pipeline)
+    try:
+        return _observed(options, pipeline)
+    except optimized.OutputError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 _COMMANDS = {

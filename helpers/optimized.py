@@ -150,19 +150,29 @@ def open_folder(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
 
 
+class OutputError(ValueError):
+    """The output folder is used for something else."""
+
+
 def finished(filesystem: pyarrow.fs.FileSystem, folder: str) -> set[str]:
-    """The paths whose answers are in a folder of Parquet files. A file that a crash left unfinished
-    is removed: nobody could read it, and its images will be done again."""
+    """The paths whose answers are in a folder of Parquet files. A file that a crash cut short is
+    removed: nobody could read it, and its images will be done again.
+
+    Raises OutputError when the folder holds Parquet files without a column `path`.
+    """
     selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    files = filesystem.get_file_info(selector)
     done: set[str] = set()
-    for file in filesystem.get_file_info(selector):
-        if file.path.endswith(".parquet"):
-            try:
-                table = pyarrow.parquet.read_table(
-                    file.path, columns=["path"], filesystem=filesystem, partitioning=None
-                )
-            except pyarrow.ArrowInvalid:
-                filesystem.delete_file(file.path)
-            else:
-                done.update(table["path"].to_pylist())
+    for file in (file for file in files if file.path.endswith(".parquet")):
+        with filesystem.open_input_file(file.path) as content:
+            # A Parquet file ends with these letters; they are written last.
+            whole = file.size >= 12 and content.read_at(4, file.size - 4) == b"PAR1"
+            if whole:
+                table = pyarrow.parquet.ParquetFile(content).read(columns=["path"])
+        if not whole:
+            filesystem.delete_file(file.path)
+        elif "path" not in table.column_names:
+            raise OutputError(f"{file.path} holds no answers of this job; choose another output.")
+        else:
+            done.update(table["path"].to_pylist())
     return done

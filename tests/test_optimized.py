@@ -74,6 +74,14 @@ def test_a_second_run_does_what_is_missing_and_removes_what_a_crash_left(
     assert optimized.run(str(photos), str(answered), settings)["classified"] == 0
 
 
+def test_files_of_something_else_are_left_alone(photos, settings, tmp_path):
+    other = tmp_path / "other.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), other)
+    with pytest.raises(optimized.OutputError, match="other.parquet.*choose another output"):
+        optimized.run(str(photos), str(tmp_path), settings)
+    assert other.exists()
+
+
 def test_what_a_killed_run_left_undone_is_done_by_the_next_one(photos, settings, tmp_path):
     source, output = tmp_path / "photos", tmp_path / "answers"
     source.mkdir()
