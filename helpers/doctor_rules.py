@@ -22,9 +22,9 @@ _KIB = 2**10
 
 @dataclass(frozen=True)
 class Rule:
-    title: str  # used while the catalog has no entry with this id
     sees: str  # what the doctor looks at, for the mistake index
     check: Callable[["Case"], Iterator[Finding]]
+    title: str = ""  # for an id that the catalog does not have
 
 
 @dataclass
@@ -1760,74 +1760,52 @@ def p1(case: Case) -> Iterator[Finding]:
 
 
 RULES = {
-    "I1": Rule(
-        "Reads everything, keeps a few", "files read and rows that a filter on their path keeps", i1
-    ),
-    "I2": Rule(
-        "Ships decoded pixels", "bytes leaving a read that decodes, against the files' bytes", i2
-    ),
-    "I3": Rule(
-        "`read_images` without `size` and `mode`", "the read's arguments; shapes in its output", i3
-    ),
-    "I4": Rule(
-        "All columns, filter as a function", "columns used in the code, bytes in the footers", i4
-    ),
-    "I5": Rule("Thousands of small files", "number and mean size of a table's files", i5),
-    "I6": Rule("Far too many blocks", "blocks that were asked for; rows and bytes in each", i6),
-    "I7": Rule("One huge block", "tasks of the operator behind a single block", i7),
-    "I8": Rule(
-        "Materialized instead of streamed", "readers of a materialized dataset; collected bytes", i8
-    ),
-    "I9": Rule("Executed again and again", "steps that ran in more than one execution", i9),
-    "I10": Rule("A fractional CPU for a read that decodes", "`num_cpus` of the read", i10),
-    "I11": Rule(
-        "A failed read is silently replaced", "handlers in the code that make up a row", i11
-    ),
-    "T1": Rule(
-        "Per-row Python for numeric work", "calls of row functions; loops in their code", t1
-    ),
-    "T2": Rule(
-        "The model built inside the function", "constructors in the code that is called", t2
-    ),
-    "T3": Rule("A batch of one, or of a whole block", "`batch_size`; rows per task", t3),
-    "T4": Rule("float32 through the object store", "type of the tensors between operators", t4),
-    "T5": Rule("Pixels carried through inference", "columns and bytes that leave the model", t5),
-    "T6": Rule("Fusion broken by accident", "`num_cpus` of neighbors that are not fused", t6),
-    "T7": Rule(
-        "Preprocessing inside the model's actor", "steps fused into a pool; CPUs it leaves", t7
-    ),
-    "T8": Rule("pandas batches for tensors", "`batch_format`; tensors in the input", t8),
-    "T9": Rule("Array to PIL to tensor and back", "conversions in the code of one function", t9),
-    "T10": Rule("A big object in a closure", "bytes of what the function refers to", t10),
-    "T11": Rule("Autograd on, float64", "the class's code: inference mode, double precision", t11),
-    "R1": Rule("One worker, many cores", "busy time of a pool of one, against idle CPUs", r1),
-    "R2": Rule("Too many or too few threads", "threads set in the code, against `num_cpus`", r2),
-    "R3": Rule("A GPU that is not there", "`num_gpus`, against the cluster's resources", r3),
-    "R4": Rule("Actors hold every CPU", "CPUs of the pools, against what the tasks need", r4),
-    "R5": Rule(
-        "A GPU reserved for CPU work", "`num_gpus` on reads and on code without a GPU library", r5
-    ),
-    "R6": Rule("More replicas than devices", "pool sizes and fractions, against the GPUs", r6),
-    "R7": Rule("Oversized batches", "`batch_size` times the bytes of a row", r7),
-    "R8": Rule("Spilling", "bytes that the object store wrote to disk", r8),
-    "R9": Rule("A fixed pool that is too large", "actors that never got a task", r9),
-    "R10": Rule("Order nobody needs", "shuffles and sorts before a model; `preserve_order`", r10),
-    "R11": Rule(
-        "One configuration for every device", "a GPU in the cluster that no step asks for", r11
-    ),
-    "O1": Rule("A file per block", "number and size of the files of a write", o1),
-    "O2": Rule("One giant file", "`repartition(1)` before a write", o2),
-    "O3": Rule("Collected on the driver, written there", "rows collected and rows written", o3),
-    "O4": Rule("CSV or JSON for arrays", "arrays in the written columns or files", o4),
-    "O5": Rule("Writes everything", "bytes of pixel columns in the written files", o5),
-    "O6": Rule("Partitioned by a column with many values", "folders and rows of the write", o6),
-    "O7": Rule("Append by default", "rows that were there before, and rows written", o7),
-    "O8": Rule("A full shuffle before the write", "all-to-all steps between model and write", o8),
+    "I1": Rule("files read and rows that a filter on their path keeps", i1),
+    "I2": Rule("bytes leaving a read that decodes, against the files' bytes", i2),
+    "I3": Rule("the read's arguments; shapes in its output", i3),
+    "I4": Rule("columns used in the code, bytes in the footers", i4),
+    "I5": Rule("number and mean size of a table's files", i5),
+    "I6": Rule("blocks that were asked for; rows and bytes in each", i6),
+    "I7": Rule("tasks of the operator behind a single block", i7),
+    "I8": Rule("readers of a materialized dataset; collected bytes", i8),
+    "I9": Rule("steps that ran in more than one execution", i9),
+    "I10": Rule("`num_cpus` of the read", i10),
+    "I11": Rule("handlers in the code that make up a row", i11),
+    "T1": Rule("calls of row functions; loops in their code", t1),
+    "T2": Rule("constructors in the code that is called", t2),
+    "T3": Rule("`batch_size`; rows per task", t3),
+    "T4": Rule("type of the tensors between operators", t4),
+    "T5": Rule("columns and bytes that leave the model", t5),
+    "T6": Rule("`num_cpus` of neighbors that are not fused", t6),
+    "T7": Rule("steps fused into a pool; CPUs it leaves", t7),
+    "T8": Rule("`batch_format`; tensors in the input", t8),
+    "T9": Rule("conversions in the code of one function", t9),
+    "T10": Rule("bytes of what the function refers to", t10),
+    "T11": Rule("the class's code: inference mode, double precision", t11),
+    "R1": Rule("busy time of a pool of one, against idle CPUs", r1),
+    "R2": Rule("threads set in the code, against `num_cpus`", r2),
+    "R3": Rule("`num_gpus`, against the cluster's resources", r3),
+    "R4": Rule("CPUs of the pools, against what the tasks need", r4),
+    "R5": Rule("`num_gpus` on reads and on code without a GPU library", r5),
+    "R6": Rule("pool sizes and fractions, against the GPUs", r6),
+    "R7": Rule("`batch_size` times the bytes of a row", r7),
+    "R8": Rule("bytes that the object store wrote to disk", r8),
+    "R9": Rule("actors that never got a task", r9),
+    "R10": Rule("shuffles and sorts before a model; `preserve_order`", r10),
+    "R11": Rule("a GPU in the cluster that no step asks for", r11),
+    "O1": Rule("number and size of the files of a write", o1),
+    "O2": Rule("`repartition(1)` before a write", o2),
+    "O3": Rule("rows collected and rows written", o3),
+    "O4": Rule("arrays in the written columns or files", o4),
+    "O5": Rule("bytes of pixel columns in the written files", o5),
+    "O6": Rule("folders and rows of the write", o6),
+    "O7": Rule("rows that were there before, and rows written", o7),
+    "O8": Rule("all-to-all steps between model and write", o8),
     "P1": Rule(
-        "One bad image takes its neighbors along", "blocks that failed and were dropped", p1
+        "blocks that failed and were dropped", p1, "One bad image takes its neighbors along"
     ),
     "P2": Rule(
-        "Made-up rows from a bare `except`", "handlers in a model's code that make up a row", p2
+        "handlers in a model's code that make up a row", p2, "Made-up rows from a bare `except`"
     ),
 }
 
