@@ -151,10 +151,10 @@ class Diagnosis:
         if self.healthy:
             return panel
         rows = [
-            [f"{f.id} · {f.title}", f.operator, f.evidence, f.change, f.lesson]
+            [f"{f.id} · {f.title}", f"`{f.operator}`: {f.evidence}", f.change, f.lesson]
             for f in self.findings
         ]
-        header = ["mistake", "operator", "evidence", "change", "lesson"]
+        header = ["mistake", "evidence", "change", "lesson"]
         return panel + plots.Table(header, rows)._repr_html_()
 
 

@@ -277,4 +277,5 @@ def html_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
-    return f"<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="course-table">{table}</div>'

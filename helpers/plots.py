@@ -8,6 +8,7 @@ common color vision can tell apart; shapes and labels repeat what the color says
 import base64
 import html
 import io
+import re
 
 NAIVE = "#D55E00"
 FIXED = "#0072B2"
@@ -71,10 +72,11 @@ def before_after(comparison) -> Figure:
 
     counter = comparison.evidence[0].counter
     figure, (left, right) = subplots(1, 2, figsize=(9, 2.9), width_ratios=(3, 2))
+    last = {side: comparison.values(side, counter)[-1] for side in ("naive", "fixed")}
     for y, side in ((1, "naive"), (0, "fixed")):
         seconds = comparison.seconds(side)
         _dots(left, seconds, y, COLORS[side])
-        value = comparison.values(side, counter)[-1]
+        value = last[side]
         right.barh(y, value, color=COLORS[side], height=0.5)
         right.annotate(
             counter_value(counter, value),
@@ -94,14 +96,14 @@ def before_after(comparison) -> Figure:
     left.set_title(f"{comparison.id}: time")
     right.set_title(counter_name(counter))
     right.xaxis.set_major_formatter(lambda x, _: counter_value(counter, x))
-    right.xaxis.set_major_locator(_few_ticks())
+    right.xaxis.set_major_locator(_few_ticks(all(float(v).is_integer() for v in last.values())))
     return Figure(figure, comparison.finding(), short_provenance(comparison.provenance))
 
 
-def _few_ticks():
+def _few_ticks(whole: bool):
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=3)
+    return MaxNLocator(nbins=3, integer=whole)
 
 
 def _dots(axes, values, y, color):
@@ -125,7 +127,7 @@ def bars(
         axes.plot(single, [y] * len(single), "o", ms=6, mfc="white", mec="black")
         edge = max([value, *single])
         axes.annotate(
-            short(value), (edge, y), xytext=(6, 0), textcoords="offset points", va="center"
+            short(value), (edge, y), xytext=(9, 0), textcoords="offset points", va="center"
         )
     axes.set_yticks(positions, labels)
     axes.set_xlabel(xlabel)
@@ -359,7 +361,7 @@ def images(paths, captions, finding: str, columns: int = 4) -> Figure:
 
 
 class Table:
-    """Rows of plain text, shown as a compact table."""
+    """Rows of text, shown as a compact table; `code` between backticks, as in Markdown."""
 
     def __init__(self, header, rows, caption: str = ""):
         self.header, self.rows, self.caption = list(header), [list(row) for row in rows], caption
@@ -367,7 +369,7 @@ class Table:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in self.header)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{_rich(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
@@ -380,9 +382,13 @@ class Table:
         return "\n".join(" | ".join(str(c) for c in row) for row in [self.header, *self.rows])
 
 
+def _rich(text) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(text)))
+
+
 def comparison_table(comparison) -> str:
     """The checked claims of a comparison, then what was only observed, as HTML."""
-    from helpers.compare import counter_name, counter_value, short_provenance
+    from helpers.compare import counter_name, counter_value
 
     rows = []
     for claim in comparison.evidence:
@@ -418,8 +424,7 @@ def comparison_table(comparison) -> str:
         ]
         if any(cells):
             rows.append([name, *cells])
-    caption = short_provenance(comparison.provenance)
-    return Table(["✓ checked on every run", *comparison.labels], rows, caption)._repr_html_()
+    return Table(["✓ checked on every run", *comparison.labels], rows)._repr_html_()
 
 
 def _spread(values) -> str:
@@ -447,7 +452,7 @@ def megabytes(n: float) -> str:
 
 def panel(kind: str, title: str, lines: list[str]) -> str:
     """A box of feedback as HTML. `kind`: ok, wrong, notfixed, suspicious or note."""
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{_rich(line)}</li>" for line in lines)
     head = f"<strong>{html.escape(title)}</strong>"
     return f'<div class="course-panel {kind}">{head}<ul>{items}</ul></div>'
 
