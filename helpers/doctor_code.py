@@ -296,6 +296,22 @@ def facts(fn) -> Facts:
 
 def captured(fn) -> list[tuple[str, int]]:
     """Names and bytes of large objects that travel inside the function, largest first."""
+    sizes = [(name, _size(value)) for name, value in _captured_objects(fn).items()]
+    return sorted(sizes, key=lambda pair: -pair[1])
+
+
+def composed(fn) -> list[str]:
+    """Conversions in the torchvision transforms that the function has from outside, in order."""
+    kinds = {"ToPILImage": "array to PIL"} | dict.fromkeys(("ToTensor", "PILToTensor"), "to tensor")
+    steps = []
+    for value in _captured_objects(fn).values():
+        if type(value).__name__ == "Compose":
+            names = [type(step).__name__ for step in getattr(value, "transforms", ())]
+            steps += [kinds[name] for name in names if name in kinds]
+    return steps
+
+
+def _captured_objects(fn) -> dict[str, object]:
     fn = inspect.unwrap(fn) if inspect.isfunction(fn) else fn
     objects = {}
     if isinstance(fn, functools.partial):
@@ -335,8 +351,7 @@ def captured(fn) -> list[tuple[str, int]]:
                 functions.append(value)
             elif not inspect.ismodule(value) and not inspect.isclass(value):
                 objects[name] = value
-    sizes = [(name, _size(value)) for name, value in objects.items()]
-    return sorted(sizes, key=lambda pair: -pair[1])
+    return objects
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -763,12 +778,21 @@ def _ranges(node) -> bool:
 
 
 def _indexes_deeply(node) -> bool:
+    """Whether single elements are visited, as in `a[y, x]`; a part of an array is none."""
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Subscript) and (
-            isinstance(inner.slice, ast.Tuple) or isinstance(inner.value, ast.Subscript)
-        ):
+        if isinstance(inner, ast.Attribute) and inner.attr in ("getpixel", "putpixel"):
+            return True
+        if not isinstance(inner, ast.Subscript) or _slices(inner):
+            continue
+        deep = isinstance(inner.value, ast.Subscript) and not _slices(inner.value)
+        if isinstance(inner.slice, ast.Tuple) or deep:
             return True
     return False
+
+
+def _slices(subscript: ast.Subscript) -> bool:
+    index = subscript.slice
+    return any(isinstance(i, ast.Slice) for i in getattr(index, "elts", [index]))
 
 
 def _global_names(code) -> set[str]:

@@ -247,14 +247,22 @@ def i2(case: Case) -> Iterator[Finding]:
         read = stage.physical
         if not _is_images(stage) or stage.op.datasource.size is not None or not read.rows:
             continue
-        if read.stages[-1] is not stage or _own_cpus(stage) not in (None, 1):
+        if not _leaves_read(stage) or _own_cpus(stage) not in (None, 1):
             continue  # fused with what follows, or I10
         following = [s for s in execution.after(stage) if s.is_udf][:2]
-        if not read.outputs or not any(s.code.resizes for s in following):
+        if not read.outputs or not following:
+            continue
+        # Made smaller by name, or in effect: hardly anything is left of the pixels.
+        left = following[0].physical.bytes_out
+        gone = left is not None and read.bytes_out and left <= 0.1 * read.bytes_out
+        if not gone and not any(s.code.resizes for s in following):
             continue
         if _accidental_split(read, read.outputs[0]):
             continue  # T6 names the cause
-        encoded = _encoded_bytes(stage)
+        # Of the files whose rows are left, when a fused filter dropped some.
+        encoded = int(
+            _encoded_bytes(stage) * min(1, read.rows / max(1, len(paths_of(stage.op.datasource))))
+        )
         # Below 1 MB nobody notices; twice the files' own size is more than any rounding.
         if read.bytes_out >= 1e6 and encoded and read.bytes_out >= 2 * encoded:
             yield Finding(
@@ -273,14 +281,14 @@ def i3(case: Case) -> Iterator[Finding]:
         if not _is_images(stage) or stage.op.datasource.size is not None:
             continue
         read, source = stage.physical, stage.op.datasource
-        alone = read.stages[-1] is stage
+        alone = _leaves_read(stage)
         shapes, ratio = _look_at_images(paths_of(source))
         ragged = alone and any(s is None for _, s, _ in tensor_columns(read.schema).values())
         ragged = ragged or len(shapes) > 1
         encoded = _encoded_bytes(stage)
         if source.mode is not None and not (alone and ragged and _next_is_udf(read)):
             continue  # fused with a map that makes the images equal: nothing ragged leaves
-        if read.rows and encoded and alone and not _limited(execution):
+        if read.rows and encoded and read.stages[-1] is stage and not _limited(execution):
             ratio = read.bytes_out / encoded
         # Equal images without `size` are harmless; so is an estimate that is nearly right.
         if ragged and ratio >= 2:
@@ -295,6 +303,12 @@ def i3(case: Case) -> Iterator[Finding]:
                 {"different_shapes_in_sample": len(shapes), "decoded_to_estimate": round(ratio, 2)},
                 "statistics" if read.rows else "plan",
             )
+
+
+def _leaves_read(stage: Stage) -> bool:
+    """Whether the images leave the operator as they were read; a fused filter changes none."""
+    later = stage.physical.stages[stage.physical.stages.index(stage) + 1 :]
+    return all(s.kind == "Filter" for s in later)
 
 
 def _shapes(shapes) -> str:
@@ -1056,11 +1070,7 @@ def t8(case: Case) -> Iterator[Finding]:
                 kept = tensor_columns(stage.physical.schema)
                 tensors = {k: v for k, v in kept.items() if k in stage.code.strings} or {}
             if not tensors and stage.code.called("stack") and "np.stack" in stage.code.text:
-                names = [
-                    c
-                    for c in stage.code.columns_used() or ()
-                    if f"np.stack({stage.code.parameter}['{c}']" in stage.code.text
-                ]
+                names = [c for c in stage.code.columns_used() or () if _stacks(stage.code, c)]
                 tensors = dict.fromkeys(names, ("?", None, 1))
         if tensors:
             yield Finding(
@@ -1075,14 +1085,21 @@ def t8(case: Case) -> Iterator[Finding]:
             )
 
 
+def _stacks(code, column: str) -> bool:
+    """Whether the text stacks `frame["column"]`, or what it makes of each value in it."""
+    value = rf"{re.escape(code.parameter)}\[['\"]{re.escape(column)}['\"]\]"
+    return bool(re.search(rf"np\.stack\((\[[^\[\]]* in )?{value}", code.text))
+
+
 def t9(case: Case) -> Iterator[Finding]:
     for _, stage in case.each():
         if not stage.is_udf:
             continue
-        steps = stage.code.conversions()
+        steps = stage.code.conversions() + doctor_code.composed(stage.fn)
         to_pil, to_array = steps.count("array to PIL"), steps.count("to array")
+        there_and_back = {"array to PIL", "to tensor", "tensor to array"} <= set(steps)
         # One conversion to resize with PIL and one back is the way to do it; more undo each other.
-        if to_pil >= 2 or (to_pil and to_array and len(steps) >= 4):
+        if to_pil >= 2 or (to_pil and to_array and len(steps) >= 4) or there_and_back:
             yield Finding(
                 "T9",
                 stage.name,
@@ -1352,8 +1369,8 @@ def r7(case: Case) -> Iterator[Finding]:
         if not physical.inputs or physical.stages[0] is not stage:
             continue
         row = _input_row_bytes(physical)
-        # Ray's advice is 16 MiB per batch on a CPU; sixteen times that is a mistake, not a taste.
-        if row and row * size >= 256 * _MIB:
+        # Ray's advice is 16 MiB per batch on a CPU; eight times that is a mistake, not a taste.
+        if row and row * size >= (256 if _gpus(stage) else 128) * _MIB:
             yield Finding(
                 "R7",
                 stage.name,
@@ -1508,8 +1525,9 @@ def o2(case: Case) -> Iterator[Finding]:
         work = [s for s in before if s.is_udf or _is_images(s)]
         blocks = max((p.blocks or 0 for p in (last.physical.inputs if last else [])), default=0)
         files = _data_files(execution)
-        if one and not summary and work and blocks != 1:
-            size = sum(files.values())
+        size = sum(files.values())
+        # A small table may well be one file.
+        if one and not summary and work and blocks != 1 and size >= 1e6:
             yield Finding(
                 "O2",
                 write.name,
@@ -1583,12 +1601,14 @@ def o4(case: Case) -> Iterator[Finding]:
 
 
 def _numbers_in_text(files: dict[str, int]) -> int:
-    """The most numbers that one list in the first row of a text file has."""
+    """The most numbers in one list, or in one field, at the beginning of a text file."""
     for name in files:
         with contextlib.suppress(OSError):
             with open(name, encoding="utf-8", errors="replace") as file:
                 head = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", file.read(20_000))
             lists = re.findall(r"\[[\s\d.,eE+\-\[]{16,}", head)
+            # Joined with blanks or semicolons: one field as well.
+            lists += re.findall(r"(?:-?\d[\d.eE+\-]*[ ;|]+){15,}-?\d", head)
             return max((len(re.findall(r"\d[\d.eE+\-]*", text)) for text in lists), default=0)
     return 0
 

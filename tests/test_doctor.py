@@ -1,6 +1,6 @@
 """The doctor finds planted mistakes and gives healthy pipelines a clean bill.
 
-No test looks at a clock, and none needs torch. Each pipeline runs for real, on tiny data: what the
+No test looks at a clock. Each pipeline runs for real, on tiny data: what the
 plan proves has no floor, and what only counts in bulk has one, which the planted data exceeds.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from torchvision import transforms
 
 from helpers import __main__ as cli
 from helpers import doctor, doctor_code
@@ -253,8 +254,10 @@ def order_for_files(ray, photos, table, out):
 
 @planted("O2")
 def one_file(ray, photos, table, out):
-    ds = ray.data.range(100, override_num_blocks=4).map_batches(lambda b: {"y": b["id"] * 2})
-    ds.repartition(1).write_parquet(out)
+    def noise(batch):
+        return {"id": batch["id"], "y": np.random.rand(len(batch["id"]), 2000)}
+
+    ray.data.range(100, override_num_blocks=4).map_batches(noise).repartition(1).write_parquet(out)
 
 
 @planted("O3", "O8")
@@ -264,6 +267,36 @@ def written_by_the_driver(ray, photos, table, out):
     pd.DataFrame(ds.map_batches(lambda b: b).take_all()).to_csv(f"{out}.csv")
     ds = ray.data.range(100).map_batches(IdModel, batch_size=50, compute=pool(ray))
     ds.random_shuffle().write_parquet(out)
+
+
+@planted("T1", "T8", "T9", "O4")
+def as_other_people_write_them(ray, photos, table, out):
+    steps = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])
+
+    def brightness(row):
+        image = Image.fromarray(row["image"])
+        total = 0
+        for y in range(8):
+            for x in range(8):
+                total += image.getpixel((x, y))[0]
+        return {"image": steps(row["image"]).numpy(), "total": total}
+
+    def vectors(frame):
+        pixels = np.stack([np.asarray(p) for p in frame["image"]])
+        return pd.DataFrame({"vector": [" ".join(map(str, p.ravel()[:20])) for p in pixels]})
+
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB").map(brightness)
+    ds.map_batches(vectors, batch_format="pandas", batch_size=8).write_csv(out)
+
+
+@planted("I1", "I2", "I3")
+def pixels_behind_a_filter(ray, photos, table, out):
+    def mean(batch):
+        return {"mean": np.array([image.mean() for image in batch["image"]])}
+
+    ds = ray.data.read_images(photos, mode="RGB", include_paths=True)
+    ds = ds.filter(lambda row: "n01" in row["path"] or "n02" in row["path"])
+    ds.map_batches(mean, batch_size=8).write_parquet(out)
 
 
 @planted("O4")
@@ -405,6 +438,20 @@ def shards_into_one_folder(ray, photos, table, out):
     for start in (0, 50):
         items = [{"id": i} for i in range(start, start + 50)]
         ray.data.from_items(items, override_num_blocks=2).map(lambda r: r).write_parquet(out)
+
+
+@healthy
+def tiles_into_one_small_table(ray, photos, table, out):
+    def tiles(row):
+        boxes = [(y, x) for y in range(2) for x in range(2)]
+        parts = []
+        for y in range(2):
+            for x in range(2):
+                parts.append(row["image"][32 * y : 32 * (y + 1), 32 * x : 32 * (x + 1)])
+        return [{"box": str(box), "mean": p.mean()} for box, p in zip(boxes, parts, strict=True)]
+
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB").flat_map(tiles)
+    ds.repartition(1).write_csv(out)
 
 
 @healthy
