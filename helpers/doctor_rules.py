@@ -252,9 +252,11 @@ def i2(case: Case) -> Iterator[Finding]:
         following = [s for s in execution.after(stage) if s.is_udf][:2]
         if not read.outputs or not following:
             continue
-        # Made smaller by name, or in effect: hardly anything is left of the pixels.
+        # Made smaller by name, or in effect: a function leaves hardly anything of the pixels. (What
+        # a model in an actor gets has to cross the store.)
         left = following[0].physical.bytes_out
         gone = left is not None and read.bytes_out and left <= 0.1 * read.bytes_out
+        gone = gone and not _is_class(following[0]) and not _is_model(following[0])
         if not gone and not any(s.code.resizes for s in following):
             continue
         if _accidental_split(read, read.outputs[0]):
