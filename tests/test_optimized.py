@@ -153,7 +153,8 @@ def numbers(name, **more):
 
 def test_the_report_states_the_ratios_and_is_one_file_without_network(tmp_path):
     agreement = {
-        "images": 8, "same": 8, "tolerance": 1.0, "largest_difference": 0.1, "top1_same": 8
+        "images": 8, "same": 8, "tolerance": 1.0, "largest_difference": 0.1, "top1_same": 8,
+        "clear": 6, "clear_top1_same": 6,
     }  # fmt: skip
     found = {
         "images": {"count": 8},
@@ -189,3 +190,12 @@ def test_the_report_states_the_ratios_and_is_one_file_without_network(tmp_path):
     assert "12.0x the baseline" in page and "http" not in page.replace("http-equiv", "")
     text = (tmp_path / "report.md").read_text()
     assert "95 % lower" in text and "(steady.png)" in text and (tmp_path / "steady.png").exists()
+
+
+def test_a_first_class_is_compared_where_it_leads_clearly():
+    """Where two classes are nearly equal, rounding decides; that is no wrong answer."""
+    a = {"clear": np.array([3.0, 1.0, 0.0]), "close": np.array([3.0, 2.9, 0.0])}
+    b = {"clear": np.array([2.9, 1.1, 0.0]), "close": np.array([2.9, 3.0, 0.0])}
+    found = report._agreement(a, b, 0.5)
+    assert (found["same"], found["top1_same"]) == (2, 1)
+    assert (found["clear"], found["clear_top1_same"]) == (1, 1)
