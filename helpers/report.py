@@ -240,7 +240,8 @@ def verdicts(found: dict) -> list[str]:
             f"Its answers agree with {name} for {agreement['same']} of {agreement['images']} "
             f"images (logits within {agreement['tolerance']:g}; largest difference "
             f"{agreement['largest_difference']:.2g}). The first class leads by more than "
-            f"{agreement['tolerance']:g} in {agreement['clear']}; it is the same in {agreement['clear_top1_same']} of them."
+            f"{agreement['tolerance']:g} in {agreement['clear']}; it is the same in "
+            f"{agreement['clear_top1_same']} of them."
         )
     if not found.get("daft"):
         lines.append("Daft is not installed here (pip install -r requirements-peers.txt).")
