@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -256,6 +257,7 @@ def _start_here(**arguments) -> None:
     for attempts_left in (2, 1, 0):
         try:
             _init(**arguments)
+            _wait_for_free_cpus()
             return
         except Exception as error:
             # Ray gives its own processes 30 seconds, too little for a machine that is busy.
@@ -283,6 +285,15 @@ def _init(**arguments) -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _wait_for_free_cpus(seconds: float = 10) -> None:
+    """Ray reports what is free a moment after its start; until then Ray Data warns of no CPUs."""
+    import ray
+
+    end = time.monotonic() + seconds
+    while not ray.available_resources().get("CPU") and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _running_cluster() -> str | None:
