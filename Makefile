@@ -102,13 +102,15 @@ test-helpers: $(VENV)/.course-tests
 	@echo "== helpers and structure =="
 	@$(PY) -m pytest -m "not site" --timeout=600 tests
 
+quick_size = export COURSE_IMAGES="$${COURSE_IMAGES:-24}" COURSE_REPEATS="$${COURSE_REPEATS:-1}"
+
 # One run of every lesson, in a copy: the notebooks in lessons/ stay without outputs.
 # (The copy cannot lie in _build, which nbmake never looks into.)
 test-lessons: $(VENV)/.course-tests
 	@echo "== lessons =="
 	@rm -rf $(STAGE) && mkdir -p $(STAGE) && cp -R lessons book helpers _config.yml _toc.yml $(STAGE)/
 	@$(watch); export COURSE_RESULTS="$(CURDIR)/$(STAGE)/_build/results"; \
-	export COURSE_IMAGES="$${COURSE_IMAGES:-24}" COURSE_REPEATS="$${COURSE_REPEATS:-1}"; \
+	$(quick_size); \
 	$(PY) -m pytest --nbmake --overwrite -v --durations=0 --durations-min=1 -p no:cacheprovider $(STAGE)/lessons
 
 # The site with the outputs of that run, then the checks of the site.
@@ -118,7 +120,7 @@ test-site: $(VENV)/.course-tests
 	@rm -rf $(STAGE)/_build/html $(STAGE)/_build/.doctrees $(STAGE)/book
 	@cp -R book _config.yml _toc.yml $(STAGE)/
 	@export COURSE_RESULTS="$(CURDIR)/$(STAGE)/_build/results" COURSE_LESSONS_EXECUTED=1; \
-	export COURSE_IMAGES="$${COURSE_IMAGES:-24}" COURSE_REPEATS="$${COURSE_REPEATS:-1}"; \
+	$(quick_size); \
 	jupyter-book build $(STAGE) -W -n --keep-going --all || { \
 	  echo; echo "The site did not build."; cat $(STAGE)/_build/failure.txt 2>/dev/null; exit 1; }
 	@COURSE_SITE="$(CURDIR)/$(STAGE)/_build/html" $(PY) -m pytest -m site --tb=short --timeout=600 tests/test_site.py
