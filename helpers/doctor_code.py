@@ -52,7 +52,10 @@ _LOADERS = {
     "xgboost.Booster",
     "lightgbm.Booster",
 }
-_RESIZE = {"resize", "Resize", "CenterCrop", "center_crop", "RandomResizedCrop", "thumbnail"}
+_RESIZE = {
+    "CenterCrop", "RandomResizedCrop", "Resize", "center_crop", "interpolate", "resize",
+    "thumbnail",
+}  # fmt: skip
 _DECODERS = {
     "PIL.Image.open",
     "cv2.imdecode",
@@ -64,6 +67,7 @@ _DECODERS = {
     "skimage.io.imread",
     "librosa.load",
 }
+_TRANSFORMS = {"ToPILImage", "ToTensor", "PILToTensor"}
 # What leaves no autograd graph, or is an inference interface that turns it off itself.
 _NO_GRAD = re.compile(
     r"inference_mode|no_grad|set_grad_enabled|requires_grad_?\(\s*False|requires_grad\s*=\s*False"
@@ -154,6 +158,16 @@ class Facts:
                     whole = True
         return None if whole else used
 
+    def _only_reads_columns(self) -> bool:
+        """Whether the row is used as `row[...]`, and never as a whole."""
+        uses = [
+            getattr(node, "parent", None)
+            for node in ast.walk(self.entry)
+            if isinstance(node, ast.Name) and node.id == self.parameter
+        ]
+        reads = (isinstance(use, ast.Subscript) and isinstance(use.ctx, ast.Load) for use in uses)
+        return bool(uses) and all(reads)
+
     def changes_column(self, column: str) -> bool:
         """Whether the code puts something else under that name."""
         for body in self.body:
@@ -219,11 +233,15 @@ class Facts:
                     return f"{last}(..., {ast.unparse(argument)})"
         return None
 
-    def torch_threads(self, cores: int) -> int | None:
-        """The number given to `torch.set_num_threads`, where it can be read."""
+    def torch_threads(self, cores: int, arguments: dict | None = None) -> int | None:
+        """The number given to `torch.set_num_threads`, where it can be read. `arguments`: of the
+        class's `__init__`, by name."""
         for call in self.calls + self.init_calls:
             if call.name == "torch.set_num_threads" and call.node.args:
                 argument = call.node.args[0]
+                given = _given(argument, arguments or {})
+                if type(given) is int:
+                    return given
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, int):
                     return argument.value
                 if re.fullmatch(
@@ -236,7 +254,8 @@ class Facts:
         """Conversions between arrays, PIL images and tensors, in the order of the text."""
         found = []
         # Transforms that are built in `__init__`, or at module level, are applied to each image.
-        for call in sorted(self.calls, key=lambda c: (c.node.lineno, c.node.col_offset)):
+        kept = [c for c in self.init_calls if c.name.split(".")[-1] in _TRANSFORMS]
+        for call in sorted(self.calls + kept, key=lambda c: (c.node.lineno, c.node.col_offset)):
             last = call.name.split(".")[-1]
             if last in ("fromarray", "ToPILImage", "to_pil_image"):
                 found.append("array to PIL")
@@ -250,15 +269,17 @@ class Facts:
                 found.append("tensor to array")
         return found
 
-    def swallowed(self) -> str | None:
-        """A handler that turns any error into an ordinary-looking row; None if there is none."""
+    def swallowed(self) -> tuple[str, bool]:
+        """A handler that turns any error into an ordinary-looking row or into none, without a
+        word: where it stands, and whether the row is gone. ("", False) if there is no such one."""
         for body in self.body:
             for node in ast.walk(body):
                 if isinstance(node, ast.Try):
                     for handler in node.handlers:
                         if _catches_everything(handler) and _hides(handler):
-                            return f"line {handler.lineno}: `{_first_line(handler)}`"
-        return None
+                            where = f"line {handler.lineno}: `{_first_line(handler)}`"
+                            return where, _drops(handler)
+        return "", False
 
     def nested_pixel_loop(self) -> bool:
         """Loops within loops over ranges that do arithmetic on single elements."""
@@ -271,17 +292,35 @@ class Facts:
                         return True
         return False
 
+    def column_loops(self) -> list[tuple[str, int]]:
+        """Loops that only compute, with what they find in a column: its name, and how many levels
+        of loops deep. In `for row in batch["x"]: for value in row:` the inner one is at 2."""
+        if not self.known or self.parameter is None:
+            return []
+        return _ColumnLoops(self.parameter, self.calls).run(self.entry)
+
+    def threads_itself(self) -> bool:
+        """Whether the code starts threads or processes, or tells a library to."""
+        return bool(
+            re.search(r"set_num_threads|Thread|Process|n_jobs|num_threads|num_workers", self.text)
+        )
+
     def arithmetic_only(self) -> bool:
         """A row function that only computes numbers from numbers."""
-        if not self.known or not self.columns_used():
+        if not self.known or not self._only_reads_columns():
             return False
-        allowed = {"abs", "round", "float", "int", "min", "max", "sum", "len", "dict"}
+        allowed = {
+            "abs", "dict", "enumerate", "float", "int", "len", "max", "min", "range", "round",
+            "sum", "zip",
+        }  # fmt: skip
         for call in self.calls:
             root = call.name.split(".")[0]
-            if root not in ("math", "numpy") and call.name not in allowed:
+            append = call.name.endswith(".append")
+            if root not in ("math", "numpy") and call.name not in allowed and not append:
                 return False
-        return any(isinstance(n, ast.BinOp) for n in ast.walk(self.entry)) and not any(
-            isinstance(n, ast.JoinedStr) for n in ast.walk(self.entry)
+        texts = [n for n in ast.walk(self.entry) if isinstance(n, ast.JoinedStr)]
+        return any(isinstance(n, ast.BinOp) for n in ast.walk(self.entry)) and all(
+            isinstance(getattr(n, "parent", None), ast.Subscript) for n in texts
         )
 
 
@@ -292,6 +331,34 @@ def facts(fn) -> Facts:
         return _facts(fn)
     except Exception:  # unusual code is no reason to fail: there are just no facts
         return Facts(name=getattr(fn, "__name__", type(fn).__name__), is_class=inspect.isclass(fn))
+
+
+def constructor_arguments(op) -> dict:
+    """The arguments that Ray Data will give to `__init__` of a class, by name."""
+    fn = getattr(op, "fn", None)
+    if not inspect.isclass(fn):
+        return {}
+    args = getattr(op, "fn_constructor_args", None) or ()
+    keywords = getattr(op, "fn_constructor_kwargs", None) or {}
+    try:
+        bound = inspect.signature(fn).bind_partial(*args, **keywords)
+    except (TypeError, ValueError):
+        return {}
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _given(node, arguments: dict):
+    """The value of `name`, `name.field` or `name["key"]`, if it is one of the arguments."""
+    if isinstance(node, ast.Name):
+        return arguments.get(node.id)
+    if isinstance(node, ast.Attribute):
+        holder = _given(node.value, arguments)
+        return getattr(holder, "__dict__", {}).get(node.attr)
+    if isinstance(node, ast.Subscript):
+        holder = _given(node.value, arguments)
+        return holder.get(_constant_key(node)) if isinstance(holder, dict) else None
+    return None
 
 
 def captured(fn) -> list[tuple[str, int]]:
@@ -748,9 +815,11 @@ def _hides(handler) -> bool:
     statements = [n for body in handler.body for n in ast.walk(body)]
     rows = [n for n in statements if isinstance(n, ast.Return | ast.Assign)]
     appends = "append(" in text
-    if not rows and not appends:
-        return False  # the row is dropped: `continue`, `return []` and the like lose no truth
-    if any(isinstance(n, ast.Return) and _is_empty(n.value) for n in rows):
+    if not rows and not appends and not _drops(handler):
+        return False
+    if re.search(r"\b(logging|logger|log|print|warnings)\b|\+=", text) and _drops(handler):
+        return False  # gone, and somebody is told
+    if any(isinstance(n, ast.Return) and _is_nothing(n.value) for n in rows):
         return False
     logged = re.sub(r"(logging|logger|log|print|warnings)\.?\w*\([^\n]*\)", "", text)
     if handler.name and re.search(rf"\b{handler.name}\b", logged):
@@ -758,15 +827,99 @@ def _hides(handler) -> bool:
     return not _STATUS.search(logged)
 
 
-def _is_empty(node) -> bool:
-    return node is None or (
-        isinstance(node, ast.List | ast.Tuple | ast.Dict) and not ast.unparse(node)[1:-1]
-    )
+def _is_nothing(node) -> bool:
+    return node is None or (isinstance(node, ast.Dict) and not node.keys)
+
+
+def _drops(handler) -> bool:
+    """Whether the handler leaves the row out: `return []`, `continue` or `pass`, and no more."""
+    last = handler.body[-1]
+    if isinstance(last, ast.Return):
+        return isinstance(last.value, ast.List | ast.Tuple) and not last.value.elts
+    return len(handler.body) == 1 and isinstance(last, ast.Continue)
 
 
 def _first_line(handler) -> str:
     head = f"except {ast.unparse(handler.type)}" if handler.type else "except"
     return f"{head}: {ast.unparse(handler.body[-1]).splitlines()[0][:60]}"
+
+
+class _ColumnLoops:
+    """Follows the values of columns through assignments and loops of one function."""
+
+    _WRAPPERS = {"zip", "enumerate", "list", "reversed", "iter", "tolist", "asarray", "array"}
+    _COMPUTES = {
+        "abs", "append", "bool", "enumerate", "float", "int", "len", "max", "min", "pow", "range",
+        "round", "sum", "zip",
+    }  # fmt: skip
+
+    def __init__(self, parameter: str, calls: list[Call]):
+        self.parameter, self.found = parameter, []
+        self.functions = {id(c.node): c for c in calls}
+
+    def run(self, entry) -> list[tuple[str, int]]:
+        self._visit(entry, {})
+        return self.found
+
+    def _visit(self, node, known) -> None:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            value = self._column(node.value, known)
+            if isinstance(node.targets[0], ast.Name) and value:
+                known[node.targets[0].id] = value
+        if isinstance(node, ast.For):
+            self._loop(node, node.target, node.iter, known)
+        for generator in getattr(node, "generators", []):
+            self._loop(node, generator.target, generator.iter, known)
+        for child in ast.iter_child_nodes(node):
+            self._visit(child, known)
+
+    def _loop(self, node, target, source, known) -> None:
+        value = self._column(source, known)
+        if value is None:
+            return
+        column, depth = value
+        by_index = isinstance(source, ast.Call) and _dotted(source.func) == "range"
+        if not by_index:
+            known |= {
+                n.id: (column, depth + 1) for n in ast.walk(target) if isinstance(n, ast.Name)
+            }
+        if self._computes(node):
+            self.found.append((column, depth + 1))
+
+    def _column(self, node, known) -> tuple[str, int] | None:
+        """The column that an expression stands for, and how deep in it."""
+        if isinstance(node, ast.Name):
+            return known.get(node.id)
+        if isinstance(node, ast.Subscript):
+            if isinstance(node.value, ast.Name) and node.value.id == self.parameter:
+                key = _constant_key(node)
+                return (key, 0) if key else None
+            value = self._column(node.value, known)
+            return value if value is None or _slices(node) else (value[0], value[1] + 1)
+        if isinstance(node, ast.Call):
+            name = (_dotted(node.func) or "").split(".")[-1]
+            inside = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+            if name in self._WRAPPERS or name in ("range", "len"):
+                found = (self._column(n, known) for n in [*node.args, *inside])
+                return next((value for value in found if value), None)
+        return None
+
+    def _computes(self, loop) -> bool:
+        """Arithmetic, and no call that could work on more than a number; no loop inside."""
+        arithmetic = False
+        for node in ast.walk(loop):
+            inner = isinstance(node, ast.For | ast.While) or getattr(node, "generators", None)
+            if node is not loop and inner:
+                return False
+            arithmetic |= isinstance(node, ast.BinOp | ast.AugAssign)
+            if isinstance(node, ast.Call):
+                call = self.functions.get(id(node))
+                name = call.name if call else ast.unparse(node.func)
+                if name.endswith(".append"):
+                    name = "append"
+                if not name.startswith("math.") and name not in self._COMPUTES:
+                    return False
+        return arithmetic
 
 
 def _ranges(node) -> bool:

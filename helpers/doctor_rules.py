@@ -40,6 +40,26 @@ class Case:
             for stage in execution.stages:
                 yield execution, stage
 
+    def after(self, execution: Execution, stage: Stage) -> list[Stage]:
+        """The steps behind one, also in executions that read what this one materialized."""
+        steps = execution.after(stage)
+        for call in self.calls:
+            if _made(execution.call) & set(call.roots):
+                steps += [s for other in call.executions for s in other.stages]
+        return steps
+
+    def before(self, execution: Execution, stage: Stage) -> list[Stage]:
+        """The steps in front of one, also in the execution that materialized its input."""
+        roots, steps = set(execution.call.roots if execution.call else ()), []
+        for call in self.calls:
+            if _made(call) & roots:
+                steps += [s for other in call.executions for s in other.stages]
+        return steps + execution.before(stage)
+
+
+def _made(call) -> set:
+    return set(call.made) if call else set()
+
 
 def check(executions, calls, collected=()) -> list[Finding]:
     """All findings, in the order of the ids; the same one at the same operator once."""
@@ -77,6 +97,16 @@ def _is_class(stage: Stage) -> bool:
 def _is_model(stage: Stage) -> bool:
     """A step that runs a model: by its name, or because its code builds one."""
     return stage.is_udf and (stage.code.looks_like_model or _gpus(stage) > 0)
+
+
+def _answers(stage: Stage) -> bool:
+    """A step whose rows are answers of a model; a plain function tells by its name."""
+    return _is_class(stage) or _is_model(stage) or _named_like_a_model(stage)
+
+
+def _named_like_a_model(stage: Stage) -> bool:
+    code = stage.code
+    return stage.is_udf and bool(code.looks_like_model or doctor_code.MODEL_NAME.search(code.name))
 
 
 def _gpus(stage: Stage) -> float:
@@ -575,7 +605,7 @@ def i7(case: Case) -> Iterator[Finding]:
         # A small table is no loss in one piece: images, a megabyte or a second of work are.
         media = any(_is_media(s) for s in execution.before(behind[0]))
         rows = _rows_into(behind[0]) or 0
-        size = max(work.bytes_out or 0, *(p.bytes_out or 0 for p in [stage.physical, *work.inputs]))
+        size = max(work.bytes_out or 0, rows * (_input_row_bytes(work) or 0))
         if rows >= 16 and (media or size >= 1e6 or work.busy_s >= 1):
             yield Finding(
                 "I7",
@@ -595,13 +625,16 @@ def i8(case: Case) -> Iterator[Finding]:
             readers = [c for c in case.calls if c is not call and set(c.roots) & set(call.made)]
             # Who also counts, or looks at some rows, has a use for it.
             looks = ("count", "schema", "size_bytes", "show", "take", "take_batch")
-            if len(readers) == 1 and call.bytes and readers[0].name not in looks:
+            work = [c for c in readers if c.name not in looks]
+            # What fits anywhere may be kept for a look; 64 MB are much for one.
+            floor = 1e6 if len(readers) == len(work) else 64e6
+            if len(work) == 1 and (call.bytes or 0) >= floor:
                 yield Finding(
                     "I8",
                     last.name,
                     f"`materialize()` holds all {_n(call.rows or 0, 'row')} "
                     f"({megabytes(call.bytes)}) "
-                    f"in the object store, and only `{readers[0].name}` reads them, once",
+                    f"in the object store, and only `{work[0].name}` reads them, once",
                     "Leave `materialize()` out: the pipeline streams, and holds few blocks at "
                     "a time",
                     {"rows": call.rows, "bytes": call.bytes, "readers": 1},
@@ -651,16 +684,12 @@ def i9(case: Case) -> Iterator[Finding]:
     for _, stage, executions in best.values():
         if any(len(k) > len(executions) and set(map(id, executions)) <= set(k) for k in best):
             continue  # part of a larger repetition that is reported
-        again = [
-            p.busy_s
-            for e in executions[1:]
-            for p in dict.fromkeys(s.physical for s in e.stages if s.signature == stage.signature)
-        ]
+        again = [p.busy_s for e in executions[1:] for p in _work_up_to(e, stage.signature)]
         rows = stage.physical.rows
         consumers = ", ".join(f"`{e.consumer}`" for e in executions)
         whole = all(_same_end(e, executions[0]) for e in executions)
         # Branches that share their beginning may be meant; a model, or a second of work, is not.
-        if not whole and not (_is_model(stage) or _is_images(stage) or sum(again) >= 1):
+        if not whole and not (_answers(stage) or _is_images(stage) or sum(again) >= 1):
             continue
         yield Finding(
             "I9",
@@ -672,6 +701,12 @@ def i9(case: Case) -> Iterator[Finding]:
             "`materialize()` a small result once and use it",
             {"executions": len(executions), "rows": rows, "seconds_again": round(sum(again), 2)},
         )
+
+
+def _work_up_to(execution: Execution, signature: tuple) -> list[Physical]:
+    """The operators that one step, and all in front of it, ran in."""
+    at = next(i for i, s in enumerate(execution.stages) if s.signature == signature)
+    return list(dict.fromkeys(s.physical for s in execution.stages[: at + 1]))
 
 
 def _costs(stage: Stage, execution: Execution) -> bool:
@@ -723,13 +758,15 @@ def _swallowed(case: Case, mistake_id: str, mine) -> Iterator[Finding]:
     for _, stage in case.each():
         if not stage.is_udf or not mine(stage):
             continue
-        where = stage.code.swallowed()
+        where, dropped = stage.code.swallowed()
         if where:
+            what = "drops the row, and nobody counts it"
+            if not dropped:
+                what = "becomes an ordinary row, and nobody can tell it from a real one"
             yield Finding(
                 mistake_id,
                 stage.name,
-                "any error becomes an ordinary row, and nobody can tell it from a real one "
-                f"({where})",
+                f"any error {what} ({where})",
                 "Catch the errors that you expect, mark the row in a column of its own, and "
                 "count them",
                 {},
@@ -754,6 +791,16 @@ def t1(case: Case) -> Iterator[Finding]:
                 "code",
             )
         rows = _rows_into(stage) or 0
+        found = _visited_values(stage, rows)
+        if found:
+            column, values = found
+            yield Finding(
+                "T1",
+                stage.name,
+                f"a Python loop visits each number in {column!r}: {_n(values)} of them",
+                "NumPy on the whole column, or on the whole array: one expression, no loop",
+                {"values": values},
+            )
         # Some thousand calls are nothing; a row that is a whole image is as fast as a batch.
         if (
             stage.kind == "MapRows"
@@ -768,6 +815,42 @@ def t1(case: Case) -> Iterator[Finding]:
                 "`map_batches` with NumPy: the same expression on whole columns",
                 {"calls": rows},
             )
+
+
+def _visited_values(stage: Stage, rows: int) -> tuple[str, int] | None:
+    """A column whose single numbers a Python loop computes with, and how many there are."""
+    for column, depth in stage.code.column_loops():
+        shape = _shape_of(stage, column)
+        if shape is None:
+            continue
+        levels = len(shape) + (stage.kind == "MapBatches")
+        values = rows * int(_count(shape))
+        # Some thousand take a millisecond. A loop over rows of arrays is not one over numbers.
+        if depth == levels and values >= 5000:
+            return column, values
+    return None
+
+
+def _shape_of(stage: Stage, column: str) -> tuple | None:
+    """The shape of one value of a column that a step gets: () for a number, None: not known."""
+    schema = _schema_into(stage)
+    position = stage.physical.stages.index(stage)
+    if position == 1 and stage.physical.stages[0].kind == "ReadFiles":
+        schema = stage.physical.stages[0].op.scanner.schema
+    tensor = tensor_columns(schema).get(column)
+    if tensor is not None:
+        return tensor[1]
+    for name, kind in zip(getattr(schema, "names", ()), getattr(schema, "types", ()), strict=False):
+        if name == column:
+            text = str(kind)
+            if re.fullmatch(r"u?int\d+|float|double|halffloat|float\d+|bool", text):
+                return ()
+            # How long lists are is not in the schema; the bytes of a row tell it, if it is all.
+            row = _input_row_bytes(stage.physical)
+            if text.startswith(("list", "large_list")) and row and "list" not in text[6:]:
+                width = 4 if re.search(r"int32|float\b", text) else 8
+                return (int(row / width / len(schema.names)),)
+    return None
 
 
 def t2(case: Case) -> Iterator[Finding]:
@@ -854,7 +937,11 @@ def t4(case: Case) -> Iterator[Finding]:
     for execution in case.executions:
         for physical in execution.operators:
             stages = [s for s in physical.stages if s.is_udf]
-            if not stages or not physical.rows or not _next_is_udf(physical):
+            if not stages or not physical.rows:
+                continue
+            kept = execution.consumer == "materialize" and not physical.outputs
+            following = case.after(execution, stages[-1]) if kept else []
+            if not _next_is_udf(physical) and not any(s.is_udf for s in following):
                 continue
             if not any(_is_media(s) for s in execution.before(stages[-1])) and not _uint8_in(
                 physical
@@ -1093,13 +1180,25 @@ def _stacks(code, column: str) -> bool:
     return bool(re.search(rf"np\.stack\((\[[^\[\]]* in )?{value}", code.text))
 
 
+def _array_of_pil(execution: Execution, stage: Stage) -> bool:
+    """Whether the step in front opens images with PIL and makes arrays of them."""
+    before = [s for s in execution.before(stage) if s.is_udf][-1:]
+    return any(
+        s.code.called("PIL.Image.open") and "to array" in s.code.conversions() for s in before
+    )
+
+
 def t9(case: Case) -> Iterator[Finding]:
-    for _, stage in case.each():
+    for execution, stage in case.each():
         if not stage.is_udf:
             continue
         steps = stage.code.conversions() + doctor_code.composed(stage.fn)
         to_pil, to_array = steps.count("array to PIL"), steps.count("to array")
         there_and_back = {"array to PIL", "to tensor", "tensor to array"} <= set(steps)
+        # An array that an earlier step made of a PIL image becomes one again, only to be a tensor.
+        if to_pil and not to_array and "to tensor" in steps and _array_of_pil(execution, stage):
+            there_and_back = True
+            steps = ["PIL to array", *steps]
         # One conversion to resize with PIL and one back is the way to do it; more undo each other.
         if to_pil >= 2 or (to_pil and to_array and len(steps) >= 4) or there_and_back:
             yield Finding(
@@ -1168,18 +1267,21 @@ def r1(case: Case) -> Iterator[Finding]:
             if not any(s.is_udf for s in physical.stages) or physical.gpus:
                 continue
             one = physical.pool[1] == 1 if physical.pool else physical.task_limit == 1
-            if not one or execution.cpus < 4:
+            if not one or execution.cpus < 2:
                 continue
             held = physical.per_actor[0] if physical.pool else physical.cpus
             others = sum(p.busy_s for p in execution.operators if p is not physical)
             # Actors take time to start; when the first was there is known to half a second.
             seconds = max(execution.seconds - (physical.ready_s or 0), physical.busy_s)
             idle = execution.cpus * seconds - physical.busy_s - others
-            # It has to be what everybody waits for, for seconds, while most cores do nothing.
+            # It has to be what everybody waits for, for seconds, while most cores do nothing. (One
+            # of two cores can be idle at most; then the other steps must be next to nothing.)
+            few = execution.cpus < 4
             if (
-                held <= execution.cpus / 3
+                held <= execution.cpus / (2 if few else 3)
                 and physical.busy_s >= max(3, 0.6 * seconds)
-                and idle >= 0.5 * execution.cpus * seconds
+                and idle >= (0.4 if few else 0.5) * execution.cpus * seconds
+                and not (few and any(s.code.threads_itself() for s in physical.stages if s.is_udf))
             ):
                 yield Finding(
                     "R1",
@@ -1202,7 +1304,8 @@ def r2(case: Case) -> Iterator[Finding]:
         if not stage.is_udf or physical.gpus:
             continue
         cpus = physical.per_actor[0] if physical.pool else (physical.cpus or 1)
-        threads, how = stage.code.torch_threads(cores), "`torch.set_num_threads`"
+        threads = stage.code.torch_threads(cores, doctor_code.constructor_arguments(stage.op))
+        how = "`torch.set_num_threads`"
         if threads is None:
             variables = (physical.remote.get("runtime_env") or {}).get("env_vars", {})
             text = str(variables.get("OMP_NUM_THREADS", ""))
@@ -1269,10 +1372,19 @@ def r4(case: Case) -> Iterator[Finding]:
             )
 
 
+def _startable(physical: Physical, execution: Execution) -> float:
+    """Actors of the smallest pool that can start; a GPU lets only so many."""
+    if not physical.gpus:
+        return physical.pool[0]
+    share = physical.gpus
+    fit = execution.gpus // share if share >= 1 else execution.gpus * int(1 / share + 1e-6)
+    return min(physical.pool[0], fit)
+
+
 def _held_cpus(execution: Execution) -> tuple[float, float, list[str]]:
     """CPUs of the smallest pools, the CPUs that the smallest task in front of them needs."""
     actors = [p for p in execution.operators if p.kind == "actors" and p.per_actor[0] > 0]
-    held = sum(p.pool[0] * p.per_actor[0] for p in actors)
+    held = sum(_startable(p, execution) * p.per_actor[0] for p in actors)
     needs = []
     for physical in actors:
         upstream, queue = [], list(physical.inputs)
@@ -1305,7 +1417,7 @@ def cannot_start(execution: Execution) -> str:
 
 
 def r5(case: Case) -> Iterator[Finding]:
-    for _, stage in case.each():
+    for execution, stage in case.each():
         if _gpus(stage) <= 0:
             continue
         if stage.is_read:
@@ -1314,9 +1426,13 @@ def r5(case: Case) -> Iterator[Finding]:
             # A stand-in for a model may have no library either: only decoding and resizing count.
             if _is_class(stage) and stage.code.looks_like_model:
                 continue
-            if not (stage.code.decodes or stage.code.resizes or "Image" in stage.code.text):
+            others = [s for s in execution.stages if s is not stage and _gpus(s) > 0]
+            if stage.code.decodes or stage.code.resizes or "Image" in stage.code.text:
+                what = "a function that decodes or resizes on the CPU"
+            elif any(_answers(s) for s in others) and not _named_like_a_model(stage):
+                what = "a function that prepares for the model, or comes after it"
+            else:
                 continue
-            what = "a function that decodes or resizes on the CPU"
         else:
             continue
         yield Finding(
@@ -1370,18 +1486,26 @@ def r7(case: Case) -> Iterator[Finding]:
         physical = stage.physical
         if not physical.inputs or physical.stages[0] is not stage:
             continue
-        row = _input_row_bytes(physical)
-        # Ray's advice is 16 MiB per batch on a CPU; eight times that is a mistake, not a taste.
-        if row and row * size >= (256 if _gpus(stage) else 128) * _MIB:
+        row, rows = _input_row_bytes(physical), _rows_into(stage)
+        size = min(size, rows or size)
+        floor = (256 if _gpus(stage) else 128) * _MIB
+        # A model turns each byte of a pixel into a float of four, and makes larger things of it.
+        pixels = [k for k, _, _ in _pixels(_schema_into(stage)).values() if k == "uint8"]
+        floats = 4 if pixels and _answers(stage) and not _gpus(stage) else 1
+        if floats == 4:
+            floor = 64 * _MIB
+        # Ray's advice is 16 MiB per batch on a CPU; several times that is a mistake, not a taste.
+        if row and row * size * floats >= floor:
+            what = ", as the floats that the model gets" if floats == 4 else ""
             yield Finding(
                 "R7",
                 stage.name,
-                f"`batch_size={size}` and {megabytes(row)} per row: {megabytes(row * size)} for "
-                "one batch "
+                f"batches of {size} rows with {megabytes(row)} each: "
+                f"{megabytes(row * size * floats)} for one batch{what} "
                 "in each worker, before the model has computed anything",
                 "A batch of some 16 MB on a CPU; on a GPU what its memory holds with the "
                 "activations",
-                {"batch_size": size, "bytes_per_row": row, "bytes_per_batch": row * size},
+                {"batch_size": size, "bytes_per_row": row, "bytes_per_batch": row * size * floats},
             )
 
 
@@ -1407,8 +1531,8 @@ def r9(case: Case) -> Iterator[Finding]:
             if physical.kind != "actors" or not physical.has_run or not physical.pool:
                 continue
             smallest = physical.pool[0]
-            # Two actors for one block happen in any small run; half of four or more do not.
-            if smallest >= 4 and physical.tasks <= smallest / 2 and not execution.error:
+            # Two actors for one block happen in any small run; a quarter of four or more do not.
+            if smallest >= 4 and physical.tasks <= 0.75 * smallest and not execution.error:
                 yield Finding(
                     "R9",
                     physical.name,
@@ -1426,7 +1550,7 @@ def r10(case: Case) -> Iterator[Finding]:
         if _limited(execution):
             continue
         for stage in stages:
-            models = [s for s in execution.after(stage) if _is_model(s) or _is_class(s)]
+            models = [s for s in case.after(execution, stage) if _answers(s)]
             if stage.kind in ("RandomShuffle", "Sort") and models:
                 size = stage.physical.bytes_out
                 yield Finding(
@@ -1620,7 +1744,7 @@ def o5(case: Case) -> Iterator[Finding]:
         if not _table_sink(execution):
             continue
         write, physical = execution.write, execution.write.physical
-        models = [s for s in execution.before(write) if _is_model(s) or _is_class(s)]
+        models = [s for s in case.before(execution, write) if _answers(s)]
         if not models:
             continue  # storing prepared images is a job of its own
         files = [f for f in _data_files(execution) if f.endswith(".parquet")]
@@ -1638,12 +1762,14 @@ def o5(case: Case) -> Iterator[Finding]:
                         chunk = footer.row_group(g).column(c)
                         name = chunk.path_in_schema.split(".")[0]
                         sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
-        heavy = [*_pixels(schema), *_binary(schema)]
+        heavy = [*_pixels(schema), *_binary(schema), *_unread(case, execution, schema)]
         total = sum(sizes.values()) or sum(_data_files(execution).values())
         mine = sum(sizes.get(name, 0) for name in heavy) if sizes else total
-        produced = [n for n in heavy if any(s.code.changes_column(n) for s in models)]
+        makers = [s for s in models if _is_class(s) or _named_like_a_model(s)]
+        produced = [n for n in heavy if any(s.code.changes_column(n) for s in makers)]
         # Few kilobytes, or a small part of the files, are no reason to change anything.
         if heavy and not produced and mine >= 100_000 and mine >= 0.5 * total:
+            heavy.sort(key=lambda name: -sizes.get(name, 0))
             yield Finding(
                 "O5",
                 write.name,
@@ -1652,6 +1778,30 @@ def o5(case: Case) -> Iterator[Finding]:
                 "`select_columns([...])`, or return only the key and the result from the model",
                 {"bytes": mine, "bytes_written": total},
             )
+
+
+def _unread(case: Case, execution: Execution, schema) -> list[str]:
+    """Columns of text or lists that come from the source, and that no code on the way names; and
+    arrays with 256 numbers or more that the model got and passes on."""
+    before = case.before(execution, execution.write)
+    codes = [s.code for s in before if s.is_udf]
+    if not codes or not all(code.known for code in codes):
+        return []
+    named = set().union(*(code.strings for code in codes))
+    source = set()
+    for stage in before:
+        if stage.kind == "ReadFiles":
+            source |= set(getattr(stage.op.scanner.schema, "names", ()))
+    found = []
+    for name, kind in zip(getattr(schema, "names", ()), getattr(schema, "types", ()), strict=False):
+        if name in source - named and re.match(r"(large_)?(string|list)", str(kind)):
+            found.append(name)
+    models = [s for s in before if _answers(s)]
+    given = tensor_columns(_schema_into(models[-1])) if models else {}
+    for name, (_, shape, _) in tensor_columns(schema).items():
+        if name in given and shape and given[name][1] == shape and _count(shape) >= 256:
+            found.append(name)
+    return found
 
 
 def o6(case: Case) -> Iterator[Finding]:
@@ -1664,8 +1814,9 @@ def o6(case: Case) -> Iterator[Finding]:
             continue
         folders = {str(Path(f).parent) for f in files}
         rows = parquet_rows(files)
-        # Ten rows per folder or fewer: reading costs more for opening than for data.
-        if len(folders) >= 16 and rows and rows / len(folders) <= 10:
+        # Ten rows per folder or fewer, or hundreds of tiny files: opening costs more than reading.
+        tiny = len(folders) >= 100 and sum(files.values()) / len(files) < 32 * _KIB
+        if len(folders) >= 16 and rows and (rows / len(folders) <= 10 or tiny):
             yield Finding(
                 "O6",
                 execution.write.name,
@@ -1732,8 +1883,8 @@ def o8(case: Case) -> Iterator[Finding]:
         write = execution.write
         if write is None:
             continue
-        before = execution.before(write)
-        models = [s for s in before if _is_model(s) or _is_class(s)]
+        before = case.before(execution, write)
+        models = [s for s in before if _answers(s)]
         if not models:
             continue  # shuffling or sorting may be the very purpose of a job without a model
         for stage in before[before.index(models[-1]) + 1 :]:

@@ -234,6 +234,9 @@ def run(
     Raises: TypeError for another return value; KeyError for a missing column; whatever the pipeline
     raises.
     """
+    # A run that was stopped early can leave an actor with its CPUs behind, until Python collects
+    # garbage; the next run may then wait forever for a CPU. Lesson 04 shows it.
+    gc.collect()
     before = events.totals()
     with _Observer(on_sample) as seen:
         result = pipeline()

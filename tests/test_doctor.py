@@ -330,6 +330,27 @@ def waits_forever(ray, photos, table, out):
             pipeline.write_parquet(out)
 
 
+@planted("T1")
+def loops_over_numbers(ray, photos, table, out):
+    ds = ray.data.range_tensor(100, shape=(64,))
+    ds = ds.map_batches(lambda b: {"vector": b["data"]}, num_cpus=0.5)
+    ds.map_batches(squares_by_hand, num_cpus=2).write_parquet(out)
+
+
+@planted("R10")
+def shuffled_before_it_was_kept(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    ds = ds.random_shuffle().materialize()
+    ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
+@planted("T4")
+def floats_kept(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    ds = ds.map_batches(lambda b: {**b, "image": np.float32(b["image"])}).materialize()
+    ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_found(name, ray, photos, table, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "_STUCK_AFTER_S", 1)
@@ -555,6 +576,60 @@ class Rebuilds:
 def test_a_model_that_is_remembered_is_not_built_again():
     assert doctor_code.facts(Rebuilds).models_built() == ["build_model"]
     assert not doctor_code.facts(Remembers).models_built()
+
+
+def drops_silently(row):
+    try:
+        return [decode(row)]
+    except Exception:
+        return []
+
+
+def drops_and_says_so(row):
+    try:
+        return [decode(row)]
+    except Exception:
+        print("dropped", row["path"])
+        return []
+
+
+def drops_what_it_expects(row):
+    try:
+        return [decode(row)]
+    except OSError:
+        return []
+
+
+def test_rows_that_are_dropped_without_a_word():
+    assert doctor_code.facts(drops_silently).swallowed()[1]
+    assert not doctor_code.facts(drops_and_says_so).swallowed()[0]
+    assert not doctor_code.facts(drops_what_it_expects).swallowed()[0]
+
+
+def squares_by_hand(batch):
+    total = []
+    for vector in batch["vector"]:
+        total.append(sum(value * value for value in vector))
+    return {"y": total}
+
+
+def squares_by_row(batch):
+    return {"y": [float((vector**2).sum()) for vector in batch["vector"]]}
+
+
+def by_index(row):
+    values = row["vector"]
+    total = 0.0
+    for i in range(len(values)):
+        total += values[i] ** 2
+    return {"y": total}
+
+
+def test_loops_over_the_numbers_of_a_column():
+    assert ("vector", 2) in doctor_code.facts(squares_by_hand).column_loops()
+    assert doctor_code.facts(by_index).column_loops() == [("vector", 1)]
+    assert not doctor_code.facts(squares_by_row).column_loops()
+    assert not doctor_code.facts(lambda batch: {"y": batch["x"] * 2}).column_loops()
 
 
 def test_columns_are_known_only_when_the_row_is_not_passed_on():
