@@ -206,9 +206,11 @@ def _tensor_bytes(kind: str, shape) -> int:
 
 
 def _schema_into(stage: Stage):
-    """The schema of the rows that a step gets, when it is the first of its operator."""
+    """The schema of the rows that a step gets, when none of its operator has changed them yet."""
     physical = stage.physical
-    if physical.stages and physical.stages[0] is stage and len(physical.inputs) == 1:
+    keeps = ("Sort", "RandomShuffle", "Repartition", "StreamingRepartition", "Limit", "Filter")
+    earlier = physical.stages[: physical.stages.index(stage)]
+    if len(physical.inputs) == 1 and all(s.kind in keeps for s in earlier):
         return physical.inputs[0].schema
     return None
 
@@ -510,6 +512,22 @@ def _parquet_files(paths) -> list[str]:
 
 def i5(case: Case) -> Iterator[Finding]:
     """Tables in many tiny files. Images are files of their own: there, one job proves nothing."""
+    jobs = defaultdict(list)
+    for execution, stage in case.each():
+        if stage.kind == "Read" and _is_media(stage) and not _limited(execution):
+            jobs[tuple(paths_of(stage.op.datasource))].append(stage)
+    for paths, stages in jobs.items():
+        mean = sum(_sizes(stages[0])) / max(1, len(paths))
+        if len(paths) >= 1000 and len(stages) >= 2 and 0 < mean < 128 * _KIB:
+            yield Finding(
+                "I5",
+                stages[0].name,
+                f"{len(paths)} files with {megabytes(mean)} each on average, opened again by each "
+                f"of {len(stages)} executions",
+                "Pack them once into few Parquet files (about 128 MB each), and read those",
+                {"files": len(paths), "mean_bytes": mean, "executions": len(stages)},
+                "plan",
+            )
     for _, stage in case.each():
         if not stage.is_read or _is_media(stage):
             continue
@@ -628,7 +646,17 @@ def i8(case: Case) -> Iterator[Finding]:
             work = [c for c in readers if c.name not in looks]
             # What fits anywhere may be kept for a look; 64 MB are much for one.
             floor = 1e6 if len(readers) == len(work) else 64e6
-            if len(work) == 1 and (call.bytes or 0) >= floor:
+            spilled = sum(e.spilled for e in call.executions)
+            if len(work) != 1 and spilled >= _MIB:
+                yield Finding(
+                    "I8",
+                    last.name,
+                    f"`materialize()` keeps {megabytes(call.bytes or 0)}, more than the object "
+                    f"store holds: {megabytes(spilled)} went to disk and come back for each reader",
+                    "Stream, or keep something smaller: uint8 or encoded files instead of floats",
+                    {"rows": call.rows, "bytes": call.bytes, "spilled_bytes": spilled},
+                )
+            elif len(work) == 1 and (call.bytes or 0) >= floor:
                 yield Finding(
                     "I8",
                     last.name,
@@ -1562,6 +1590,21 @@ def r10(case: Case) -> Iterator[Finding]:
                     "No order before inference; keep a key, and sort the small result if it "
                     "has to be",
                     {"bytes": size},
+                    "plan",
+                )
+            # Without a model: pixels moved for an order, and a later step makes them small.
+            moved = sum(p.bytes_out or 0 for p in stage.physical.inputs)
+            moved = max(moved, (stage.physical.rows or 0) * (_input_row_bytes(stage.physical) or 0))
+            pixels = _pixels(_schema_into(stage))
+            users = [s for s in case.after(execution, stage) if s.is_udf]
+            if stage.kind == "Sort" and not models and pixels and users and moved >= 1e6:
+                yield Finding(
+                    "R10",
+                    stage.name,
+                    f"{megabytes(moved)} of pixels are moved for an order, and "
+                    f"`{users[0].name}` may only start afterwards",
+                    "Compute first, keep a key, and sort the small result if it has to be",
+                    {"bytes": moved},
                     "plan",
                 )
         if (

@@ -344,6 +344,16 @@ def shuffled_before_it_was_kept(ray, photos, table, out):
     ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
 
 
+@planted("R10", "T8")
+def pixels_sorted(ray, photos, table, out):
+    def brightness(frame):
+        return pd.DataFrame({"path": frame["path"], "y": [i.mean() for i in frame["image"]]})
+
+    ds = ray.data.read_binary_files(photos, include_paths=True)
+    ds = ds.map(lambda r: {**decode(r), "image": np.tile(decode(r)["image"], (2, 2, 1))})
+    ds.sort("path").map_batches(brightness, batch_format="pandas").write_parquet(out)
+
+
 @planted("T4")
 def floats_kept(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
