@@ -64,11 +64,14 @@ $(VENV)/.course-tests: $(NEEDS) tests/requirements.txt
 	@$(call install,-r tests/requirements.txt)
 	@touch $(VENV)/.course $@
 
+# Every kernel says that it listens on TCP, which is what Jupyter does by default.
+quiet = grep --line-buffered -v 'Kernel is running over TCP without encryption'
+
 # --- the site --------------------------------------------------------------------------------
 
 book: $(VENV)/.course
 	@rm -rf _build/html _build/.doctrees _build/results _build/failure.txt
-	@$(watch); jupyter-book build . -W -n --keep-going --all || { \
+	@$(watch); jupyter-book build . -W -n --keep-going --all 2> >($(quiet) >&2) || { \
 	  echo; echo "make book failed."; \
 	  cat _build/failure.txt 2>/dev/null || echo "The cause stands above: an error, or a warning."; \
 	  exit 1; }

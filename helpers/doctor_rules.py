@@ -1980,7 +1980,7 @@ RULES = {
     "I2": Rule("bytes leaving a read that decodes, against the files' bytes", i2),
     "I3": Rule("the read's arguments; shapes in its output", i3),
     "I4": Rule("columns used in the code, bytes in the footers", i4),
-    "I5": Rule("number and mean size of a table's files", i5),
+    "I5": Rule("number and mean size of the files; how often they are read", i5),
     "I6": Rule("blocks that were asked for; rows and bytes in each", i6),
     "I7": Rule("tasks of the operator behind a single block", i7),
     "I8": Rule("readers of a materialized dataset; collected bytes", i8),

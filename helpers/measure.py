@@ -234,9 +234,7 @@ def run(
     Raises: TypeError for another return value; KeyError for a missing column; whatever the pipeline
     raises.
     """
-    # A run that was stopped early can leave an actor with its CPUs behind, until Python collects
-    # garbage; the next run may then wait forever for a CPU. Lesson 04 shows it.
-    gc.collect()
+    settle()
     before = events.totals()
     with _Observer(on_sample) as seen:
         result = pipeline()
@@ -263,6 +261,23 @@ def run(
         bytes_written=seen.bytes_written,
         files_written=[f.stat().st_size for f in files],
     )
+
+
+def settle(seconds: float = 2) -> None:
+    """Wait until the runs before have let go of their CPUs, for some seconds at most.
+
+    A run that was stopped early can leave an actor with its CPUs behind until Python collects
+    garbage; the next run may then wait forever for a CPU. Lesson 04 shows it (R4).
+    """
+    import ray
+
+    gc.collect()
+    if not ray.is_initialized():
+        return
+    total, end = ray.cluster_resources().get("CPU", 0), time.monotonic() + seconds
+    while ray.available_resources().get("CPU", 0) < total and time.monotonic() < end:
+        time.sleep(0.1)
+        gc.collect()
 
 
 def plan(dataset) -> list[str]:

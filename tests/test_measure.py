@@ -1,5 +1,7 @@
 """A run's counters are what the pipeline did; no test looks at a clock."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -113,3 +115,22 @@ def test_an_unknown_counter_names_the_known_ones(rows):
 def test_events_survive_a_cut_line(tmp_path, monkeypatch):
     (tmp_path / "1.tsv").write_text("a\t2\na\t1\nb\t")
     assert events._read(tmp_path) == {"a": 3}
+
+
+def test_a_run_begins_when_the_one_before_has_let_go_of_its_cpus(rows, ray_session):
+    import gc
+
+    class Slow:
+        def __call__(self, batch):
+            time.sleep(0.5)
+            return batch
+
+    gc.disable()  # so that only `settle` can end what an early stop leaves behind
+    try:
+        pool = ray_session.data.ActorPoolStrategy(size=2)
+        rows(10).map_batches(Slow, batch_size=2, compute=pool, num_cpus=0.4).take(1)
+        measure.settle(seconds=10)
+        free = ray_session.available_resources()["CPU"]
+    finally:
+        gc.enable()
+    assert free == ray_session.cluster_resources()["CPU"]
