@@ -375,7 +375,7 @@ class _Observer:
         self.samples: list[Sample] = []
         self.executions: list[list[Operator]] = []
         self._on_sample = on_sample
-        self._executors = []
+        self._executors = []  # running ones; of those that have ended, their operators
         self._stop = threading.Event()
 
     def __enter__(self):
@@ -399,8 +399,8 @@ class _Observer:
         self._stop.set()
         self._thread.join()
         _Callback.observers.remove(self)
-        self.executions = [_operators(executor) for executor in self._executors]
-        self._executors = []  # executors hold on to blocks
+        self._note(lambda executor: True)
+        self.executions = self._executors
         self.spilled_bytes = max(
             0, _store_stats().spilled_bytes_total - self._store_before.spilled_bytes_total
         )
@@ -413,7 +413,20 @@ class _Observer:
         return time.perf_counter() - self._start
 
     def started(self, executor) -> None:
+        # An executor holds on to its blocks, and one that was stopped early to an actor with its
+        # CPUs, which the next one may need: see `settle`. So those that have ended go first.
+        self._note(lambda executor: executor._shutdown)
         self._executors.append(executor)
+
+    def _note(self, ended) -> None:
+        """Keep what executions did, instead of them. The list stays in the order of their start."""
+        noted = [
+            _operators(one) if not isinstance(one, list) and ended(one) else one
+            for one in self._executors
+        ]
+        if noted != self._executors:
+            self._executors = noted
+            gc.collect()
 
     def _sample(self):
         psutil.cpu_percent()  # the first call only starts the interval
@@ -487,7 +500,7 @@ def _cpu_seconds(op) -> float:
 
 def _rows_so_far(executors) -> int:
     """Rows that have left the last operator before a write, of the execution under way."""
-    if not executors or not executors[-1]._topology:
+    if not executors or isinstance(executors[-1], list) or not executors[-1]._topology:
         return 0
     operators = [op for op in executors[-1]._topology if op.name != "Write"]
     return operators[-1].metrics.row_outputs_taken if operators else 0

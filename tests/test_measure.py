@@ -134,3 +134,18 @@ def test_a_run_begins_when_the_one_before_has_let_go_of_its_cpus(rows, ray_sessi
     finally:
         gc.enable()
     assert free == ray_session.cluster_resources()["CPU"]
+
+
+def test_an_execution_that_was_stopped_holds_no_cpus_in_the_next_one(rows, ray_session):
+    class Slow:
+        def __call__(self, batch):
+            time.sleep(0.5)
+            return batch
+
+    def look_and_run():
+        pool = ray_session.data.ActorPoolStrategy(size=2)
+        ds = rows(10).map_batches(Slow, batch_size=2, compute=pool, num_cpus=0.4)
+        ds.take(1)
+        return ds.map(same, num_cpus=1.2)  # does not fit beside an actor that was left
+
+    assert measure.run(look_and_run).rows == N
