@@ -295,8 +295,8 @@ _ALL = [
         "R4",
         "resources",
         "Actors that hold every CPU",
-        "The job hangs at 0 rows though all actors are alive; or a notebook's next run does, after "
-        "a `take(1)`",
+        "The job hangs at 0 rows though all actors are alive, reading never starts; or the next "
+        "run in a notebook does so, after a `take(1)`",
         "Reading and decoding need a CPU, and actors keep theirs until the end",
         "read tasks that finish; CPUs left beside the actors",
         "Leave at least one CPU: a smaller pool, or a `num_cpus` below 1 for each actor",

@@ -832,7 +832,7 @@ def _is_nothing(node) -> bool:
 
 
 def _drops(handler) -> bool:
-    """Whether the handler leaves the row out: `return []`, `continue` or `pass`, and no more."""
+    """Whether the handler leaves the row out: it ends in `return []`, or is just `continue`."""
     last = handler.body[-1]
     if isinstance(last, ast.Return):
         return isinstance(last.value, ast.List | ast.Tuple) and not last.value.elts

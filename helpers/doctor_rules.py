@@ -732,9 +732,11 @@ def i9(case: Case) -> Iterator[Finding]:
 
 
 def _work_up_to(execution: Execution, signature: tuple) -> list[Physical]:
-    """The operators that one step, and all in front of it, ran in."""
+    """The operators that one step, and all in front of it, ran in. The look at the footers is not
+    counted: most of its time is the start of a process."""
     at = next(i for i, s in enumerate(execution.stages) if s.signature == signature)
-    return list(dict.fromkeys(s.physical for s in execution.stages[: at + 1]))
+    steps = [s for s in execution.stages[: at + 1] if s.kind != "ListFiles"]
+    return list(dict.fromkeys(s.physical for s in steps))
 
 
 def _costs(stage: Stage, execution: Execution) -> bool:

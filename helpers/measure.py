@@ -267,7 +267,8 @@ def settle(seconds: float = 2) -> None:
     """Wait until the runs before have let go of their CPUs, for some seconds at most.
 
     A run that was stopped early can leave an actor with its CPUs behind until Python collects
-    garbage; the next run may then wait forever for a CPU. Lesson 04 shows it (R4).
+    garbage; the next run may then wait forever for a CPU. Lesson 04 shows it (R4). Blocks that
+    an earlier Dataset held go, too.
     """
     import ray
 
@@ -387,7 +388,6 @@ class _Observer:
             classes.append(_callback_class())
         self._workers = _Workers()
         self._io_before = self._workers.io()
-        gc.collect()  # a Dataset of an earlier run may still hold blocks
         self._store_before = _store_stats()
         self._start = time.perf_counter()
         self._thread = threading.Thread(target=self._sample, daemon=True)
