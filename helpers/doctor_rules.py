@@ -1189,7 +1189,7 @@ def t8(case: Case) -> Iterator[Finding]:
                 kept = tensor_columns(stage.physical.schema)
                 tensors = {k: v for k, v in kept.items() if k in stage.code.strings} or {}
             if not tensors and stage.code.called("stack") and "np.stack" in stage.code.text:
-                names = [c for c in stage.code.columns_used() or () if _stacks(stage.code, c)]
+                names = sorted(c for c in stage.code.strings if _stacks(stage.code, c))
                 tensors = dict.fromkeys(names, ("?", None, 1))
         if tensors:
             yield Finding(

@@ -85,10 +85,12 @@ class Run:
 
     @property
     def steady_images_per_s(self) -> float | None:
-        """After the first batch of answers, so without start-up."""
+        """After the first batch of answers, so without start-up. None when they came so late that
+        the rest, in under a tenth of the time, tells when it was handed over, not when computed."""
         if self.first_batch_s is None or self.rows <= self.first_batch_rows:
             return None
-        return (self.rows - self.first_batch_rows) / (self.seconds - self.first_batch_s)
+        rest = self.seconds - self.first_batch_s
+        return (self.rows - self.first_batch_rows) / rest if rest >= self.seconds / 10 else None
 
     @property
     def operators(self) -> list[Operator]:
@@ -238,6 +240,7 @@ def run(
     before = events.totals()
     with _Observer(on_sample) as seen:
         result = pipeline()
+        seen.watch(result)
         answers, rows, first_batch_s, first_rows = _consume(result, answer, key, seen.elapsed)
     if isinstance(result, str | os.PathLike):
         files = parquet_files(result)
@@ -383,9 +386,7 @@ class _Observer:
         from ray.data import DataContext
 
         _Callback.observers.append(self)
-        classes = DataContext.get_current().custom_execution_callback_classes
-        if _callback_class() not in classes:
-            classes.append(_callback_class())
+        _observe_in(DataContext.get_current())
         self._workers = _Workers()
         self._io_before = self._workers.io()
         self._store_before = _store_stats()
@@ -411,6 +412,13 @@ class _Observer:
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._start
+
+    def watch(self, result) -> None:
+        """Also see a Dataset that was made before anything was observed: it has its own context."""
+        from ray.data import Dataset
+
+        if isinstance(result, Dataset):
+            _observe_in(result.context)
 
     def started(self, executor) -> None:
         # An executor holds on to its blocks, and one that was stopped early to an actor with its
@@ -470,6 +478,12 @@ def _callback_class():
 
         _Callback.cls = ObserveExecution
     return _Callback.cls
+
+
+def _observe_in(context) -> None:
+    classes = context.custom_execution_callback_classes
+    if _callback_class() not in classes:
+        classes.append(_callback_class())
 
 
 def _operators(executor) -> list[Operator]:

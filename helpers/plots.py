@@ -382,8 +382,9 @@ class Table:
         return "\n".join(" | ".join(str(c) for c in row) for row in [self.header, *self.rows])
 
 
-def _rich(text) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(text)))
+def _rich(cell) -> str:
+    text = f"{cell:,}" if type(cell) is int else str(cell)
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def comparison_table(comparison) -> str:

@@ -236,6 +236,18 @@ def pandas_for_tensors(ray, photos, table, out):
     ds.map_batches(mean, batch_format="pandas", batch_size=8).write_parquet(out)
 
 
+@planted("T8")
+def pandas_behind_a_decoding_map(ray, photos, table, out):
+    def mean(frame):
+        means = np.stack([np.asarray(image) for image in frame["image"]]).mean(axis=(1, 2, 3))
+        frame = frame[["path"]].copy()
+        frame["mean"] = means
+        return frame
+
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(decode)
+    ds.map_batches(mean, batch_format="pandas", batch_size=8).write_parquet(out)
+
+
 @planted("T10")
 def big_closure(ray, photos, table, out):
     weights = np.random.rand(300_000)

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from ray.data import DataContext
 
 from helpers import events, measure
 from helpers.events import counted
@@ -48,6 +49,21 @@ def test_every_execution_counts(rows):
 
     assert measure.run(three_times).counter("executions") == 3
     assert measure.run(lambda: rows().map_batches(lambda batch: batch)).counter("executions") == 1
+
+
+def test_a_dataset_made_before_anything_was_observed_is_seen_as_well(rows):
+    context = DataContext.get_current()
+    watching, context.custom_execution_callback_classes = (
+        context.custom_execution_callback_classes,
+        [],
+    )
+    try:
+        made_before = rows().map(same)
+    finally:
+        context.custom_execution_callback_classes = watching
+    run = measure.run(lambda: made_before)
+    assert run.counter("executions") == 1
+    assert run.counter("rows") == N
 
 
 def test_operators_tell_fusion_tasks_rows_and_bytes(rows):
