@@ -112,10 +112,10 @@ def recommend(device: Device | None = None, free_cpus: int = 1) -> Settings:
 def _batch_size(device: Device, why: dict) -> int:
     if device.kind == "cpu":
         why["batch_size"] = (
-            "A single image keeps a core busy; larger batches only leave its cache. A few images "
+            "A single image keeps a core busy; large batches only leave its cache. Some images "
             "spread what a call costs."
         )
-        return 8
+        return 16
     gigabytes = min((gpu.memory_bytes for gpu in device.gpus), default=16 * _GB) / _GB
     size = 128 if gigabytes >= 12 else 64 if gigabytes >= 6 else 32
     why["batch_size"] = f"Enough to keep a GPU of {gigabytes:.0f} GB busy, far from filling it."
@@ -241,6 +241,10 @@ def _quiet_environment(quiet: bool, starts: bool) -> None:
     """What must be set before Ray is imported; a value of the user's own stays."""
     if starts:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token to the home
+        # The raylet often asks for its object store a moment too early, and by default waits a
+        # second before it asks again. As many seconds in all, in smaller steps.
+        os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "50")
+        os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "200")
     # Ray reads Parquet footers with 32 actors by default; on a small machine they take half a
     # minute to start.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", str(min(32, usable_cores())))

@@ -46,12 +46,13 @@ class Classify:
     def __init__(self, settings: Settings):
         import torch  # here, so that neither the driver nor a decoding task waits for it
 
-        torch.set_num_threads(settings.threads)  # R2
-        self.settings = settings
+        self.torch, self.settings = torch, settings
         net = model.resnet50(settings.precision, settings.channels_last)  # T11
         self.net = net.to(settings.torch_device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # Here, since each thread that calls has a number of its own (R2).
+        self.torch.set_num_threads(self.settings.threads)
         if "image" in batch:
             images, errors = batch["image"], batch["error"]
         else:
@@ -81,7 +82,9 @@ def pipeline(paths: list[str], settings: Settings, filesystem=None) -> ray.data.
         "num_gpus": settings.gpus_per_actor,  # only where there is one (R3)
     }
     # Blocks of some batches: no task for each file (I6), no block for all of them (I7).
-    blocks = max(settings.actors, math.ceil(len(paths) / settings.images_per_block))
+    # As many for each actor, so that all end together.
+    rounds = math.ceil(len(paths) / settings.images_per_block / settings.actors)
+    blocks = rounds * settings.actors
     read = {
         "include_paths": True,
         "filesystem": filesystem,
@@ -92,7 +95,15 @@ def pipeline(paths: list[str], settings: Settings, filesystem=None) -> ray.data.
         # The model uses the cores that decoding would use, so overlap wins nothing here. With equal
         # requests and whole blocks Ray Data fuses it all: an actor reads, decodes and classifies,
         # nothing goes through the object store, and no process but the actors has to start.
-        rows = ray.data.read_binary_files(paths, num_cpus=settings.cpus_per_actor, **read)
+        # PyTorch and the decoder let other threads run meanwhile. So each actor does the work of
+        # two: half as many processes start, import PyTorch and hold the model.
+        actors = math.ceil(settings.actors / 2)
+        pool["compute"] = ActorPoolStrategy(
+            size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        )
+        # (More than one CPU can only be asked for in whole numbers.)
+        pool["num_cpus"] = min(1, settings.cpus_per_actor * settings.actors / actors)
+        rows = ray.data.read_binary_files(paths, num_cpus=pool["num_cpus"], **read)
         return rows.map_batches(Classify, batch_size=None, **pool)
     # The CPUs decode while the GPU works. The function is fused with the read (T6) and, since the
     # model asks for a GPU, not with the model (T7).
