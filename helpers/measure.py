@@ -439,24 +439,29 @@ class _Observer:
     def _sample(self):
         psutil.cpu_percent()  # the first call only starts the interval
         gpus = _Gpus()
-        held_before = self._store_before.object_store_bytes_used
         while not self._stop.wait(_SAMPLE_EVERY_S):
-            private = self._workers.private_bytes()
-            gpu_percent, gpu_bytes = gpus.read()
-            sample = Sample(
-                at_s=self.elapsed(),
-                cpu_percent=psutil.cpu_percent(),
-                workers_bytes=sum(private),
-                largest_worker_bytes=max(private, default=0),
-                object_store_bytes=max(0, _store_stats().object_store_bytes_used - held_before),
-                rows=_rows_so_far(self._executors),
-                gpu_percent=gpu_percent,
-                gpu_bytes=gpu_bytes,
-            )
-            self.samples.append(sample)
-            if self._on_sample:
-                self._on_sample(sample)
+            self._look(gpus)
+        if not self.samples:  # so short a run is seen once, at its end
+            self._look(gpus)
         self.sampling_cost = time.thread_time() / max(self.elapsed(), 1e-9)
+
+    def _look(self, gpus) -> None:
+        held = _store_stats().object_store_bytes_used - self._store_before.object_store_bytes_used
+        private = self._workers.private_bytes()
+        gpu_percent, gpu_bytes = gpus.read()
+        sample = Sample(
+            at_s=self.elapsed(),
+            cpu_percent=psutil.cpu_percent(),
+            workers_bytes=sum(private),
+            largest_worker_bytes=max(private, default=0),
+            object_store_bytes=max(0, held),
+            rows=_rows_so_far(self._executors),
+            gpu_percent=gpu_percent,
+            gpu_bytes=gpu_bytes,
+        )
+        self.samples.append(sample)
+        if self._on_sample:
+            self._on_sample(sample)
 
 
 class _Callback:
