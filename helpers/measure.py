@@ -86,11 +86,11 @@ class Run:
     @property
     def steady_images_per_s(self) -> float | None:
         """After the first batch of answers, so without start-up. None when they came so late that
-        the rest, in under a tenth of the time, tells when it was handed over, not when computed."""
+        the rest, in under an eighth of the time, was ready by then and waited to be handed over."""
         if self.first_batch_s is None or self.rows <= self.first_batch_rows:
             return None
         rest = self.seconds - self.first_batch_s
-        return (self.rows - self.first_batch_rows) / rest if rest >= self.seconds / 10 else None
+        return (self.rows - self.first_batch_rows) / rest if rest >= self.seconds / 8 else None
 
     @property
     def operators(self) -> list[Operator]:
