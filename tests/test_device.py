@@ -151,6 +151,7 @@ def test_a_quota_below_the_visible_cores_warns(monkeypatch):
 
 
 PIPELINE = """
+import time
 import numpy as np
 from helpers import device
 device.start_ray(num_cpus=2)
@@ -169,6 +170,8 @@ rows = ray.data.range(64).map_batches(
     batch_size=8,
 )
 assert len(rows.take_all()) == 64
+while not ray.available_resources().get("CPU"):  # Ray Data warns, rightly, while actors hold them
+    time.sleep(0.1)
 assert rows.materialize().count() == 64
 context = DataContext.get_current()
 assert context.execution_no_progress_timeout_s == 60
