@@ -6,7 +6,7 @@ come back with the classes interleaved, so that every prefix of the list is bala
 
 | environment variable | meaning |
 |---|---|
-| `COURSE_IMAGES` | how many images, 64 by default |
+| `COURSE_IMAGES` | how many images, 64 by default; two for each CPU at least |
 | `IMAGENETTE_DIR` | a folder in the layout `train/<synset>/*.JPEG` |
 | `COURSE_CACHE` | where copies are kept, `~/.cache/ray-data-course` by default |
 | `COURSE_S3_URI` | another bucket in Imagenette's layout, or `off` for none |
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -122,8 +123,8 @@ class ImageSource:
     def _name(self, path: str) -> str:
         return Path(path).relative_to(self.root).as_posix()
 
-    def _announcement(self) -> str:
-        line = f"Images: {len(self)} of the {self.asked} asked for, {_WHERE[self.kind]}, "
+    def _announcement(self, why: str = "") -> str:
+        line = f"Images: {len(self)} of the {self.asked} asked for{why}, {_WHERE[self.kind]}, "
         line += f"{self.bytes / 1e6:.1f} MB"
         if self.note:
             line += f"; {self.note}"
@@ -136,21 +137,34 @@ class ImageSource:
 
 
 def images(count: int | None = None) -> ImageSource:
-    """Find `count` images (`COURSE_IMAGES`, else 64) and print one line that says which.
+    """Find `count` images and print one line that says which.
 
-    A source with fewer images than that gives what it has. Unreadable files are replaced by the
-    next ones in the order. The first use may download or generate, which prints progress.
+    Without a count: `COURSE_IMAGES`, else 64, and `enough` for the Ray that runs. A source with
+    fewer images than that gives what it has. Unreadable files are replaced by the next ones in the
+    order. The first use may download or generate, which prints progress.
 
     Raises DataError when the count or `IMAGENETTE_DIR` is unusable; a folder that was named is
     never replaced by another source.
     """
-    asked = _count(count)
+    asked = wanted = _count(count)
+    if count is None:
+        asked = enough(wanted)
     if os.environ.get("IMAGENETTE_DIR"):
         source = _from_folder(os.environ["IMAGENETTE_DIR"], asked)
     else:
         source = _from_cache_or_elsewhere(asked)
-    print(source._announcement(), flush=True)
+    why = "" if asked == wanted else f" ({wanted} are too few for so many CPUs)"
+    print(source._announcement(why), flush=True)
     return source
+
+
+def enough(count: int) -> int:
+    """`count`, or two for each CPU of the running Ray if that is more: of fewer files Ray Data
+    splits what the read returns, and what is split is not fused (lesson 03, T6)."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return count
+    return max(count, 2 * int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _count(count: int | None) -> int:

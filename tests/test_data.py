@@ -86,6 +86,18 @@ def test_count_comes_from_the_argument_the_environment_or_the_default(folder, mo
     assert len(data.images(2)) == 2
 
 
+def test_many_cpus_get_two_images_each_unless_a_number_is_given(folder, monkeypatch, capsys):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 5.0})
+    monkeypatch.setenv("COURSE_IMAGES", "3")
+    assert data.images().asked == 10
+    assert "10 asked for (3 are too few for so many CPUs)" in capsys.readouterr().out
+    assert data.images(3).asked == 3
+    assert data.enough(64) == 64
+
+
 @pytest.mark.parametrize("value", ["0", "-3", "many", "6.5"])
 def test_an_unusable_count_is_an_error_that_names_the_variable(folder, monkeypatch, value):
     monkeypatch.setenv("COURSE_IMAGES", value)
