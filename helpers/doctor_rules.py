@@ -293,6 +293,8 @@ def i2(case: Case) -> Iterator[Finding]:
             continue
         if _accidental_split(read, read.outputs[0]):
             continue  # T6 names the cause
+        if _too_few_files(stage, following[0].physical):
+            continue  # of as many files as a real job has, both would be one operator
         # Of the files whose rows are left, when a fused filter dropped some.
         encoded = int(
             _encoded_bytes(stage) * min(1, read.rows / max(1, len(paths_of(stage.op.datasource))))
@@ -337,6 +339,14 @@ def i3(case: Case) -> Iterator[Finding]:
                 {"different_shapes_in_sample": len(shapes), "decoded_to_estimate": round(ratio, 2)},
                 "statistics" if read.rows else "plan",
             )
+
+
+def _too_few_files(read: Stage, following: Physical) -> bool:
+    """Whether only this keeps two operators apart: Ray Data splits the blocks of a read of fewer
+    files than two for each CPU, and fuses nothing with it."""
+    one = read.physical
+    alike = following.kind == one.kind == "tasks" and _remote(one) == _remote(following)
+    return alike and "->SplitBlocks(" in one.name and _users_blocks(read) is None
 
 
 def _leaves_read(stage: Stage) -> bool:

@@ -428,6 +428,15 @@ def images_of_one_size(ray, photos, table, out):
 
 
 @healthy
+def fewer_images_than_blocks(ray, photos, table, out):
+    for i in range(2):  # of more, the plan would have one operator
+        Image.new("RGB", (900, 700), (40 * i, 90, 160)).save(f"{out}-{i}.JPEG")
+    files = [f"{out}-{i}.JPEG" for i in range(2)]
+    ds = ray.data.read_images(files, mode="RGB", include_paths=True).map(small)
+    ds.write_parquet(out)
+
+
+@healthy
 def small_data(ray, photos, table, out):
     ds = ray.data.from_items([{"id": i} for i in range(12)], override_num_blocks=3)
     ds = ds.map(lambda row: {"id": row["id"], "square": row["id"] ** 2})
