@@ -70,6 +70,7 @@ def _start(paths: list[str], settings: Settings) -> None:
     import torch
 
     torch.set_num_threads(settings.threads)
+    model.keep_memory()
     _files = [Path(path).read_bytes() for path in paths]
     _crops = np.stack([model.preprocess(file) for file in _files])
     net = model.resnet50(settings.precision, settings.channels_last)

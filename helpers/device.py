@@ -1,6 +1,7 @@
 """The settings that follow from the device, in one place, and starting Ray on it."""
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 
 from helpers.hardware import Device as Device
 from helpers.hardware import Gpu as Gpu
@@ -115,7 +117,7 @@ def _batch_size(device: Device, why: dict) -> int:
             "A single image keeps a core busy; large batches only leave its cache. Some images "
             "spread what a call costs."
         )
-        return 16
+        return 8
     gigabytes = min((gpu.memory_bytes for gpu in device.gpus), default=16 * _GB) / _GB
     size = 128 if gigabytes >= 12 else 64 if gigabytes >= 6 else 32
     why["batch_size"] = f"Enough to keep a GPU of {gigabytes:.0f} GB busy, far from filling it."
@@ -258,6 +260,8 @@ def _quiet_environment(quiet: bool, starts: bool) -> None:
 def _start_here(**arguments) -> None:
     import ray
 
+    # Meanwhile, since Ray's start is mostly waiting for its processes.
+    Thread(target=importlib.import_module, args=("ray.data",)).start()
     for attempts_left in (2, 1, 0):
         try:
             _init(**arguments)

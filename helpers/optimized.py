@@ -10,6 +10,7 @@ mistake that a line avoids, by its id in the mistake index.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,29 +45,36 @@ class Classify:
     """One replica of the model, built once for each actor (T2)."""
 
     def __init__(self, settings: Settings):
-        import torch  # here, so that neither the driver nor a decoding task waits for it
+        self.settings = settings
+        # PyTorch takes seconds to import: meanwhile the first images are decoded.
+        self.net = ThreadPoolExecutor(1).submit(self.load)
 
-        self.torch, self.settings = torch, settings
-        net = model.resnet50(settings.precision, settings.channels_last)  # T11
-        self.net = net.to(settings.torch_device)
+    def load(self):
+        model.keep_memory()
+        net = model.resnet50(self.settings.precision, self.settings.channels_last)  # T11
+        return net.to(self.settings.torch_device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # Here, since each thread that calls has a number of its own (R2).
-        self.torch.set_num_threads(self.settings.threads)
         if "image" in batch:
             images, errors = batch["image"], batch["error"]
         else:
             prepared = [prepare(encoded) for encoded in batch["bytes"]]
             images = np.stack([image for image, _ in prepared])
             errors = np.array([error for _, error in prepared], dtype=object)
-        size = self.settings.batch_size
-        parts = [images[at : at + size] for at in range(0, len(images), size)]
-        logits = np.concatenate([model.predict(self.net, part) for part in parts])
+        logits = self.logits(images)
         failed = errors != ""
         logits[failed] = np.nan  # never a plausible answer for an image that was not read (I11)
         labels = np.where(failed, -1, logits.argmax(axis=1))
         # The answers and nothing else: no pixels leave this stage (T5, O5).
         return {"path": batch["path"], "label": labels, "logits": logits, "error": errors}
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        net, size = self.net.result(), self.settings.batch_size
+        import torch  # loaded by now; neither the driver nor a decoding task needs it
+
+        torch.set_num_threads(self.settings.threads)  # each thread has a number of its own (R2)
+        parts = [images[at : at + size] for at in range(0, len(images), size)]  # T3
+        return np.concatenate([model.predict(net, part) for part in parts])
 
 
 # ---- the pipeline -------------------------------------------------------------------------------
@@ -127,6 +135,7 @@ def run(source, output: str, settings: Settings, limit: int | None = None) -> di
     done = finished(target, folder)
     todo = [path for path in paths if path not in done]
     if todo:
+        ray.remote(start_writer).options(num_cpus=0).remote()
         rows = pipeline(todo, settings, filesystem)
         rows.set_name("classify")  # how logs and the dashboard call it (P4)
         # Written once, by the workers, as it comes (I8, I9, O3). About 32 files: few for whoever
@@ -135,6 +144,11 @@ def run(source, output: str, settings: Settings, limit: int | None = None) -> di
         rows_per_file = min(max(64, len(todo) // 32), 16_384)
         rows.write_parquet(folder, filesystem=target, min_rows_per_file=rows_per_file)
     return {"found": len(paths), "done": len(paths) - len(todo), "classified": len(todo)}
+
+
+def start_writer() -> None:
+    """Nothing. But a process starts and imports Ray Data for it, and Ray will let it write: so this
+    is done while cores wait for the model, and not when the model wants them all."""
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import io
 import pickle
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,30 @@ def test_a_pickled_model_still_works_and_counts(batch, logits):
     net = pickle.loads(sent)
     assert counts_of(lambda: model.predict(net, batch[:2]))["forward_passes"] == 1
     assert np.allclose(model.predict(net, batch[:2]), logits[:2], atol=1e-3)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_kept_memory_is_not_asked_for_again():
+    code = """
+import resource, sys
+from helpers import model
+if sys.argv[1] == "keep":
+    model.keep_memory()
+def layers():
+    [b"x" * size for size in (16 << 20, 17 << 20, 18 << 20)] + [b"x" * (5 << 20)]
+layers()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    layers()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {}
+    for how in ("keep", "plain"):
+        command = [sys.executable, "-c", code, how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        faults[how] = int(done.stdout)
+    assert faults["plain"] > 10_000  # 56 MB in pages of 4 kB, five times
+    assert faults["keep"] < 1000
 
 
 # ---- the stand-in -------------------------------------------------------------------------------
