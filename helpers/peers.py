@@ -75,7 +75,9 @@ def dataloader(paths: list[str], settings):
     cores = usable_cores()
     torch.set_num_threads(cores)
     net = model.resnet50(settings.precision, settings.channels_last).to(settings.torch_device)
-    loader = DataLoader(Photos(), settings.batch_size, num_workers=max(1, cores - 1))
+    # Here one model works with all cores: as many images for each as a replica would get.
+    size = settings.batch_size * (cores if settings.torch_device == "cpu" else 1)
+    loader = DataLoader(Photos(), size, num_workers=max(1, cores - 1))
     for names, crops in loader:
         yield names, model.predict(net, crops.numpy())
 
