@@ -175,9 +175,12 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         # From malloc.h; see `man mallopt`. 32 MiB is the most that glibc takes.
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        # Each further thread allocates from heaps of 64 MiB. One that falls empty is given back as
+        # well, whatever the threshold, unless as much shall stay free.
+        libc.mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def predict(model, batch: np.ndarray) -> np.ndarray:
