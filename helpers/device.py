@@ -260,8 +260,7 @@ def _quiet_environment(quiet: bool, starts: bool) -> None:
 def _start_here(**arguments) -> None:
     import ray
 
-    # Meanwhile, since Ray's start is mostly waiting for its processes.
-    Thread(target=importlib.import_module, args=("ray.data",)).start()
+    Thread(target=_import_meanwhile).start()
     for attempts_left in (2, 1, 0):
         try:
             _init(**arguments)
@@ -272,6 +271,13 @@ def _start_here(**arguments) -> None:
             if not attempts_left or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+
+
+def _import_meanwhile() -> None:
+    """What is needed next, since Ray's start is mostly waiting for its processes."""
+    with contextlib.suppress(ImportError):  # Ray looks for it before it starts the dashboard
+        importlib.import_module("ray.dashboard.optional_deps")
+    importlib.import_module("ray.data")
 
 
 def _init(**arguments) -> None:
