@@ -155,6 +155,13 @@ def images(count: int | None = None) -> ImageSource:
         source = _from_cache_or_elsewhere(asked)
     why = "" if asked == wanted else f" ({wanted} are too few for so many CPUs)"
     print(source._announcement(why), flush=True)
+    if count is None and len(source) < enough(0):
+        print(
+            f"Fewer than two images for each of {enough(0) // 2} CPUs: Ray Data splits such reads "
+            "(lesson 03, T6), and cells that check a plan can fail. Use more images, or give Ray "
+            "fewer CPUs: COURSE_CPUS=2.",
+            flush=True,
+        )
     return source
 
 

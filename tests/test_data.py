@@ -98,6 +98,18 @@ def test_many_cpus_get_two_images_each_unless_a_number_is_given(folder, monkeypa
     assert data.enough(64) == 64
 
 
+def test_a_folder_with_too_few_images_for_the_cpus_says_what_to_do(folder, monkeypatch, capsys):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for cpus, warned in ((2.0, False), (1000.0, True)):
+        monkeypatch.setattr(ray, "cluster_resources", lambda cpus=cpus: {"CPU": cpus})
+        data.images()
+        assert ("COURSE_CPUS=2" in capsys.readouterr().out) == warned
+    data.images(3)  # as many as asked for
+    assert "COURSE_CPUS" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("value", ["0", "-3", "many", "6.5"])
 def test_an_unusable_count_is_an_error_that_names_the_variable(folder, monkeypatch, value):
     monkeypatch.setenv("COURSE_IMAGES", value)
