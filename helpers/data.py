@@ -137,7 +137,7 @@ class ImageSource:
 
 
 def images(count: int | None = None) -> ImageSource:
-    """Find `count` images and print one line that says which.
+    """Find `count` images and print which: one line, and another if they are too few for the CPUs.
 
     Without a count: `COURSE_IMAGES`, else 64, and `enough` for the Ray that runs. A source with
     fewer images than that gives what it has. Unreadable files are replaced by the next ones in the
@@ -155,11 +155,11 @@ def images(count: int | None = None) -> ImageSource:
         source = _from_cache_or_elsewhere(asked)
     why = "" if asked == wanted else f" ({wanted} are too few for so many CPUs)"
     print(source._announcement(why), flush=True)
-    if count is None and len(source) < enough(0):
+    if count is None and len(source) < (least := enough(0)):
         print(
-            f"Fewer than two images for each of {enough(0) // 2} CPUs: Ray Data splits such reads "
+            f"Fewer than two images for each of {least // 2} CPUs: Ray Data splits such reads "
             "(lesson 03, T6), and cells that check a plan can fail. Use more images, or give Ray "
-            "fewer CPUs: COURSE_CPUS=2.",
+            "fewer CPUs (COURSE_CPUS, at least 2).",
             flush=True,
         )
     return source
