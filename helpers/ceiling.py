@@ -25,7 +25,8 @@ def measure(paths: list[str], settings: Settings, repeats: int = 3) -> dict:
     """Images/s of `read`, `decode` and `model`, a list of repeats each, and the ceiling of the
     whole job, `together`. Takes some seconds of start-up and a few for each repeat."""
     cores = usable_cores()
-    some = (list(paths) * _IMAGES)[:_IMAGES]
+    # From all over the list: its first images may be of one class, and larger than others.
+    some = [paths[i * len(paths) // _IMAGES] for i in range(_IMAGES)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, context, _start, (some, settings)) as pool:
         rates = {
@@ -69,8 +70,8 @@ def _start(paths: list[str], settings: Settings) -> None:
     global _net, _files, _crops
     import torch
 
+    model.tune_memory()
     torch.set_num_threads(settings.threads)
-    model.keep_memory()
     _files = [Path(path).read_bytes() for path in paths]
     _crops = np.stack([model.preprocess(file) for file in _files])
     net = model.resnet50(settings.precision, settings.channels_last)

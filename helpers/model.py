@@ -6,6 +6,7 @@ too, and must not pay seconds for a library that they never call.
 
 import ctypes
 import io
+import os
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -166,17 +167,21 @@ def resnet50(precision: str = "float32", channels_last: bool = False):
     return model
 
 
-def keep_memory() -> None:
-    """Let this process keep what it frees for its next allocation; on Linux with glibc only.
+def tune_memory() -> None:
+    """Let this process keep what it frees for its next allocation, in huge pages; on Linux only.
 
     Each layer of a network allocates its output anew. Blocks of that size glibc returns to the
-    system when they are freed, and to get them again costs a page fault for every page.
+    system when they are freed, and to get them again costs a page fault for every page. And pages
+    of 4 kB are many for a core to look up: PyTorch can ask for pages of 2 MiB. It reads whether it
+    shall at its first allocation, so call this before there is a tensor.
     """
+    if sys.platform != "linux":
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's; does nothing where none are
     libc = ctypes.CDLL(None)
-    if sys.platform == "linux" and hasattr(libc, "mallopt"):
-        # From malloc.h; see `man mallopt`. 32 MiB is the most that glibc takes.
+    if hasattr(libc, "mallopt"):  # glibc; see `man mallopt` and malloc.h for the numbers
         M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         # Each further thread allocates from heaps of 64 MiB. One that falls empty is given back as
         # well, whatever the threshold, unless as much shall stay free.

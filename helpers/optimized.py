@@ -50,7 +50,7 @@ class Classify:
         self.net = ThreadPoolExecutor(1).submit(self.load)
 
     def load(self):
-        model.keep_memory()
+        model.tune_memory()
         net = model.resnet50(self.settings.precision, self.settings.channels_last)  # T11
         return net.to(self.settings.torch_device)
 

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers import model
+
 NAMES = ("dataloader", "daft")
 
 
-def run(name: str, paths: list[str], settings) -> dict | None:
-    """Run one peer over `paths`. None when it is not installed.
+def run(name: str, paths: list[str], settings, tuned: bool = False) -> dict | None:
+    """Run one peer over `paths`, as it comes or with its memory `tuned` (see `model.tune_memory`).
+    None when it is not installed.
 
     Returns `seconds` from the start of its process to the last answer, `first_answers_s`,
     `first_answers_images`, `images`, `images_per_s`, `steady_images_per_s` and `answers`, a dict of
@@ -32,7 +35,7 @@ def run(name: str, paths: list[str], settings) -> dict | None:
             key: getattr(settings, key)
             for key in ("torch_device", "batch_size", "precision", "channels_last")
         }
-        job.write_text(json.dumps({"paths": list(paths), "settings": settings}))
+        job.write_text(json.dumps({"paths": list(paths), "settings": settings, "tuned": tuned}))
         start = time.time()
         command = [sys.executable, "-m", "helpers.peers", name, str(job), str(answers)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -62,7 +65,6 @@ def dataloader(paths: list[str], settings):
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    from helpers import model
     from helpers.device import usable_cores
 
     class Photos(Dataset):
@@ -86,8 +88,6 @@ def daft(paths: list[str], settings):
     """Daft with a class that holds the model. Yields (paths, logits) of each part of the result."""
     import daft
     from daft import DataType
-
-    from helpers import model
 
     @daft.cls
     class Classify:
@@ -117,6 +117,8 @@ def main() -> None:
     parser.add_argument("answers", type=Path)
     options = parser.parse_args()
     job = json.loads(options.job.read_text())
+    if job["tuned"]:
+        model.tune_memory()
     names, logits, first = [], [], None
     peer = {"dataloader": dataloader, "daft": daft}[options.name]
     for part_names, part in peer(job["paths"], argparse.Namespace(**job["settings"])):

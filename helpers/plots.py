@@ -263,13 +263,15 @@ def waterfall(steps, rates, megabytes_moved, finding: str, provenance: str = "")
 
 
 def break_even(lines: dict, finding: str, provenance: str = "") -> Figure:
-    """Time over number of images. `lines`: name -> (seconds to the first answers, images/s)."""
+    """Time over number of images. `lines`: name -> (seconds to the first answers, images/s), four
+    at most."""
     figure, axes = subplots(figsize=(9, 3.4))
     counts = [2**k for k in range(4, 15)]
-    styles = zip((FIXED, GREY, OTHER), "os^", strict=True)
-    for (name, (start, rate)), (color, marker) in zip(lines.items(), styles, strict=False):
+    styles = ((FIXED, "o-"), (GREY, "s-"), (GREY, "D--"), (OTHER, "^-"))
+    for i, (name, (start, rate)) in enumerate(lines.items()):
+        color, style = styles[i]
         seconds = [start + count / rate for count in counts]
-        axes.plot(counts, seconds, color=color, marker=marker, lw=2, label=name)
+        axes.plot(counts, seconds, style, color=color, lw=2, label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(counts[::2], [f"{count:,}" for count in counts[::2]])

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import platform
 import subprocess
@@ -229,12 +230,12 @@ def test_a_pickled_model_still_works_and_counts(batch, logits):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 @pytest.mark.parametrize("where", ["main", "thread"])  # which have heaps of different kinds
-def test_kept_memory_is_not_asked_for_again(where):
+def test_tuned_memory_is_not_asked_for_again(where):
     code = """
 import resource, sys, threading
 from helpers import model
-if sys.argv[1] == "keep":
-    model.keep_memory()
+if sys.argv[1] == "tuned":
+    model.tune_memory()
 def layers():
     [b"x" * (size << 20) for size in (16, 17, 18, 19, 20)] + [b"x" * (5 << 20)]
 def count():
@@ -249,12 +250,40 @@ else:
     threading.Thread(target=count).start()
 """
     faults = {}
-    for how in ("keep", "plain"):
+    for how in ("tuned", "plain"):
         command = [sys.executable, "-c", code, how, where]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         faults[how] = int(done.stdout)
     assert faults["plain"] > 10_000  # 95 MB in pages of 4 kB, five times
-    assert faults["keep"] < 1000
+    assert faults["tuned"] < 1000
+
+
+def _only_those_who_ask_get_huge_pages() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[madvise]" in setting.read_text()
+
+
+@pytest.mark.skipif(not _only_those_who_ask_get_huge_pages(), reason="needs Linux with madvise")
+def test_tuned_memory_is_in_huge_pages():
+    code = """
+import sys
+from pathlib import Path
+from helpers import model
+import torch
+if sys.argv[1] == "tuned":
+    model.tune_memory()
+ones = torch.ones(64 << 20, dtype=torch.uint8)
+lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+print(sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages")))
+"""
+    kb = {}
+    clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    for how in ("tuned", "plain"):
+        command = [sys.executable, "-c", code, how]
+        done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
+        kb[how] = int(done.stdout)
+    assert kb["plain"] == 0
+    assert kb["tuned"] > 32 << 10
 
 
 # ---- the stand-in -------------------------------------------------------------------------------
