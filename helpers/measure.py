@@ -267,8 +267,7 @@ def run(
 
 
 def settle(seconds: float = 2) -> None:
-    """Wait until the runs before have let go of their CPUs, for some seconds at most; for the first
-    of them five times as long, since without any Ray Data warns that it will hang.
+    """Wait until the runs before have let go of their CPUs, for some seconds at most.
 
     A run that was stopped early can leave an actor with its CPUs behind until Python collects
     garbage; the next run may then wait forever for a CPU. Lesson 04 shows it (R4). Blocks that
@@ -279,10 +278,8 @@ def settle(seconds: float = 2) -> None:
     gc.collect()
     if not ray.is_initialized():
         return
-    total, start = ray.cluster_resources().get("CPU", 0), time.monotonic()
-    while (free := ray.available_resources().get("CPU", 0)) < total:
-        if time.monotonic() - start > (seconds if free else 5 * seconds):
-            return
+    total, end = ray.cluster_resources().get("CPU", 0), time.monotonic() + seconds
+    while ray.available_resources().get("CPU", 0) < total and time.monotonic() < end:
         time.sleep(0.1)
         gc.collect()
 

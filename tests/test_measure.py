@@ -133,18 +133,6 @@ def test_events_survive_a_cut_line(tmp_path, monkeypatch):
     assert events._read(tmp_path) == {"a": 3}
 
 
-def test_a_run_waits_longer_for_its_first_free_cpu(ray_session, monkeypatch):
-    reports = [{}, {}, {}, {}, {"CPU": 1.0}]  # read every 0.1 s
-
-    def report():
-        return reports.pop(0) if len(reports) > 1 else reports[0]
-
-    monkeypatch.setattr(ray_session, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(ray_session, "available_resources", report)
-    measure.settle(seconds=0.2)
-    assert reports == [{"CPU": 1.0}]
-
-
 def test_a_run_begins_when_the_one_before_has_let_go_of_its_cpus(rows, ray_session):
     import gc
 
