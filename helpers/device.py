@@ -301,13 +301,22 @@ def _init(**arguments) -> None:
             os.close(stderr)
 
 
-def _wait_for_free_cpus(seconds: float = 10) -> None:
-    """Ray reports what is free a moment after its start; until then Ray Data warns of no CPUs."""
+def _wait_for_free_cpus(seconds: float = 10) -> bool:
+    """Whether a CPU is free, at the latest after some seconds. Ray reports what is free a moment
+    after its start only; until then Ray Data warns of no CPUs."""
     import ray
 
     end = time.monotonic() + seconds
-    while not ray.available_resources().get("CPU") and time.monotonic() < end:
+    while not (free := ray.available_resources().get("CPU")) and time.monotonic() < end:
         time.sleep(0.05)
+    return bool(free)
+
+
+def _still_true(record: logging.LogRecord) -> bool:
+    """Ray Data warns that it will hang if it finds no CPU free, and looks for one after a write,
+    too, when the report of what is free can lag behind the write's own CPUs."""
+    no_cpus = "does not have any available CPUs" in record.getMessage()
+    return not (no_cpus and _wait_for_free_cpus(seconds=2))
 
 
 def _running_cluster() -> str | None:
@@ -362,6 +371,7 @@ def _set_context(quiet: bool) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:  # it stands in the lessons, where it is measured
         warnings.filterwarnings("ignore", message="Use 'expr' instead of 'fn'")
+    logging.getLogger("ray.data.dataset").addFilter(_still_true)
     # It warns once that progress bars are off, which is what was asked for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     if quiet:

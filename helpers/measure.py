@@ -54,8 +54,14 @@ class Sample:
     largest_worker_bytes: int
     object_store_bytes: int  # more than before the run
     rows: int  # rows that have left the last operator (not counting a write) of the run under way
+    cpu_s: dict[str, float]  # CPU seconds since the start of the run, by who used them: see `ROLES`
     gpu_percent: float | None = None
     gpu_bytes: int | None = None
+
+
+# Whose CPU time a sample counts: of this process, of actors in pools of Ray Data and of the workers
+# for tasks, their start-up included, and of Ray's other processes on this node.
+ROLES = ("driver", "actors", "tasks", "ray")
 
 
 @dataclass
@@ -387,8 +393,8 @@ class _Observer:
 
         _Callback.observers.append(self)
         _observe_in(DataContext.get_current())
-        self._workers = _Workers()
-        self._io_before = self._workers.io()
+        self._processes = _Processes()
+        self._io_before = self._processes.io()
         self._store_before = _store_stats()
         self._start = time.perf_counter()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -405,7 +411,7 @@ class _Observer:
         self.spilled_bytes = max(
             0, _store_stats().spilled_bytes_total - self._store_before.spilled_bytes_total
         )
-        before, after = self._io_before, self._workers.io()
+        before, after = self._io_before, self._processes.io()
         known = before is not None and after is not None
         self.bytes_read = after[0] - before[0] if known else None
         self.bytes_written = after[1] - before[1] if known else None
@@ -447,9 +453,10 @@ class _Observer:
 
     def _look(self, gpus) -> None:
         held = _store_stats().object_store_bytes_used - self._store_before.object_store_bytes_used
-        private = self._workers.private_bytes()
+        private = self._processes.private_bytes()
         gpu_percent, gpu_bytes = gpus.read()
         sample = Sample(
+            cpu_s=self._processes.cpu_s(),
             at_s=self.elapsed(),
             cpu_percent=psutil.cpu_percent(),
             workers_bytes=sum(private),
@@ -545,30 +552,40 @@ def _store_stats():
 _stub = None
 
 
-class _Workers:
-    """Ray's worker processes on this node."""
+class _Processes:
+    """Ray's processes on this node, and this one."""
 
     _FIND_EVERY_S = 1.0
 
     def __init__(self):
-        self._found: dict[int, psutil.Process] = {}
-        self._ended_io: Counter = Counter()
+        self._node: list[psutil.Process] = []
+        self._workers: dict[int, psutil.Process] = {}
+        self._roles: dict[int, str] = {os.getpid(): "driver"}
         self._last_io: dict[int, tuple[int, int]] = {}
+        self._last_cpu: dict[int, float] = {}
         self._at = 0.0
+        self._find()
+        self._cpu_before = self._read_cpu().copy()  # processes that start later begin at zero
 
-    def _processes(self) -> list[psutil.Process]:
-        if time.monotonic() - self._at > self._FIND_EVERY_S:
-            self._at = time.monotonic()
-            for raylet in _raylets():
-                with contextlib.suppress(psutil.Error):
-                    for child in raylet.children(recursive=True):
-                        self._found.setdefault(child.pid, child)
-        return list(self._found.values())
+    def _find(self) -> None:
+        if time.monotonic() - self._at <= self._FIND_EVERY_S:
+            return
+        self._at = time.monotonic()
+        self._node = _node_processes()
+        for process in self._node:
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "raylet":
+                    for child in process.children(recursive=True):
+                        self._workers.setdefault(child.pid, child)
+        for process in self._workers.values():
+            if self._roles.get(process.pid) != "actors":  # a worker that became one stays one
+                self._roles[process.pid] = _role(process)
 
     def private_bytes(self) -> list[int]:
         """Memory of each worker that is its own: without the object store and shared libraries."""
+        self._find()
         sizes = []
-        for process in self._processes():
+        for process in list(self._workers.values()):
             try:
                 info = process.memory_info()
                 sizes.append(info.rss - getattr(info, "shared", 0))
@@ -576,7 +593,7 @@ class _Workers:
                     counters = process.io_counters()
                     self._last_io[process.pid] = (counters.read_chars, counters.write_chars)
             except (psutil.Error, AttributeError):
-                self._found.pop(process.pid, None)
+                self._workers.pop(process.pid, None)
         return sizes
 
     def io(self) -> tuple[int, int] | None:
@@ -590,24 +607,51 @@ class _Workers:
             sum(written for _, written in self._last_io.values()),
         )
 
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds since this object was made, by role; of ended processes as last seen."""
+        self._find()
+        used = dict.fromkeys(ROLES, 0.0)
+        for pid, seconds in self._read_cpu().items():
+            used[self._roles.get(pid, "ray")] += seconds - self._cpu_before.get(pid, 0.0)
+        return used
 
-def _raylets() -> list[psutil.Process]:
-    global _raylet
-    if _raylet is None or not _raylet.is_running():
+    def _read_cpu(self) -> dict[int, float]:
+        for process in [psutil.Process(), *self._node, *self._workers.values()]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self._last_cpu[process.pid] = times.user + times.system
+        return self._last_cpu
+
+
+def _role(process: psutil.Process) -> str:
+    """What a child of the raylet does. Ray names its workers for what they run at the moment."""
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return "ray"
+    if title.startswith("ray::MapWorker"):
+        return "actors"
+    own = ("ray::_", "ray::ActorLocation", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return "tasks" if title.startswith("ray::") and not title.startswith(own) else "ray"
+
+
+def _node_processes() -> list[psutil.Process]:
+    """The processes of this session that are no workers: raylet, GCS and their like."""
+    global _node
+    if not _node or not all(process.is_running() for process in _node):
         import ray
 
         session = ray.get_runtime_context().get_session_name()
-        _raylet = None
-        for process in psutil.process_iter(["name", "cmdline"]):
-            if process.info["name"] == "raylet" and session in " ".join(
-                process.info["cmdline"] or []
-            ):
-                _raylet = process
-                break
-    return [_raylet] if _raylet else []
+        _node = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if session in " ".join(process.info["cmdline"] or [])
+            and "default_worker.py" not in process.info["cmdline"][1:2]
+        ]
+    return _node
 
 
-_raylet: psutil.Process | None = None
+_node: list[psutil.Process] = []
 
 
 class _Gpus:

@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -151,7 +152,6 @@ def test_a_quota_below_the_visible_cores_warns(monkeypatch):
 
 
 PIPELINE = """
-import time
 import numpy as np
 from helpers import device
 device.start_ray(num_cpus=2)
@@ -170,8 +170,6 @@ rows = ray.data.range(64).map_batches(
     batch_size=8,
 )
 assert len(rows.take_all()) == 64
-while not ray.available_resources().get("CPU"):  # Ray Data warns, rightly, while actors hold them
-    time.sleep(0.1)
 assert rows.materialize().count() == 64
 context = DataContext.get_current()
 assert context.execution_no_progress_timeout_s == 60
@@ -195,3 +193,26 @@ def test_ray_starts_and_runs_without_a_word():
     assert done.returncode == 0, done.stderr
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) == 1 and "a real warning" in lines[0], "\n".join(lines)
+
+
+@pytest.mark.parametrize(("reports", "shown"), [([{}, {}, {"CPU": 1.0}], 0), ([{}], 1)])
+def test_ray_data_warns_of_no_free_cpus_only_if_it_stays_so(
+    ray_session, monkeypatch, reports, shown
+):
+    records, log = [], logging.getLogger("ray.data.dataset")
+    handler = logging.Handler()
+    handler.emit = records.append
+    waits = device._wait_for_free_cpus
+    monkeypatch.setattr(device, "_wait_for_free_cpus", lambda seconds: waits(0.3))
+    monkeypatch.setattr(
+        ray_session,
+        "available_resources",
+        lambda: reports.pop(0) if len(reports) > 1 else reports[0],
+    )
+    log.addHandler(handler)
+    try:
+        log.warning("The Ray cluster currently does not have any available CPUs.")
+        log.warning("something else")
+    finally:
+        log.removeHandler(handler)
+    assert len(records) == shown + 1

@@ -100,6 +100,24 @@ def test_actor_pools_are_told_from_tasks(rows, ray_session):
     assert run.counter("bytes_from_model") > 0
 
 
+def test_cpu_time_is_that_of_who_used_it(rows, ray_session):
+    class Busy:
+        def __call__(self, batch):
+            end = time.process_time() + 1
+            while time.process_time() < end:
+                pass
+            return batch
+
+    def pipeline():
+        pool = ray_session.data.ActorPoolStrategy(size=1)
+        return rows(blocks=2).map_batches(Busy, batch_size=N, compute=pool, num_cpus=0.5)
+
+    last = measure.run(pipeline).samples[-1].cpu_s
+    assert set(last) == set(measure.ROLES)
+    assert last["actors"] > 1.5  # two blocks; the last moments can be missing
+    assert last["driver"] > 0
+
+
 def test_written_files_are_read_back_and_counted(rows, tmp_path):
     def write():
         rows().write_parquet(tmp_path / "out")
