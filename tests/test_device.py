@@ -195,15 +195,17 @@ def test_ray_starts_and_runs_without_a_word():
     assert len(lines) == 1 and "a real warning" in lines[0], "\n".join(lines)
 
 
-@pytest.mark.parametrize(("reports", "shown"), [([{}, {}, {"CPU": 1.0}], 0), ([{}], 1)])
+@pytest.mark.parametrize(
+    ("reports", "seconds", "shown"), [([{}, {}, {"CPU": 1.0}], 60, 0), ([{}], 0.1, 1)]
+)
 def test_ray_data_warns_of_no_free_cpus_only_if_it_stays_so(
-    ray_session, monkeypatch, reports, shown
+    ray_session, monkeypatch, reports, seconds, shown
 ):
     records, log = [], logging.getLogger("ray.data.dataset")
     handler = logging.Handler()
     handler.emit = records.append
     waits = device._wait_for_free_cpus
-    monkeypatch.setattr(device, "_wait_for_free_cpus", lambda seconds: waits(0.3))
+    monkeypatch.setattr(device, "_wait_for_free_cpus", lambda **_: waits(seconds))
     monkeypatch.setattr(
         ray_session,
         "available_resources",
