@@ -24,10 +24,11 @@ machine; checks that all answers are the same; and writes a report with figures.
 JSON: images (where they come from, count); baseline, optimized: seconds, images_per_s (after Ray is
 ready), end_to_end_s, end_to_end_images_per_s (from the start of the process), ray_ready_s,
 first_answers_s (from Ray ready), steady_images_per_s (after the first answers),
-object_store_peak_bytes, spilled_bytes, worker_peak_bytes, cpu_percent, gpu_percent, bytes_read,
-bytes_written, files_written, model_constructions, executions, stages and more; dataloader, daft
-(null: not installed): seconds, images_per_s (from the start of the process), first_answers_s,
-steady_images_per_s; ceiling: read, decode, model (images/s of each repeat), together; agreement of
+object_store_peak_bytes, spilled_bytes, worker_peak_bytes, cpu_percent, cpu_seconds (of actors,
+tasks, driver and ray), gpu_percent, bytes_read, bytes_written, files_written, model_constructions,
+executions, stages and more; dataloader, daft (null: not installed): seconds, images_per_s (from the
+start of the process), first_answers_s, steady_images_per_s; ceiling: read, decode, model (images/s
+of each repeat), together; agreement of
 the optimized answers with each other one and with the reference: images, same, tolerance,
 largest_difference, top1_same, clear (images whose first class leads by more than the tolerance),
 clear_top1_same; ratios: images_per_s and object_store_saved (against the baseline),

@@ -150,6 +150,7 @@ def side(run) -> dict:
         "spilled_bytes": run.spilled_bytes,
         "worker_peak_bytes": run.peak_worker_bytes,
         "cpu_percent": run.cpu_percent,
+        "cpu_seconds": run.cpu_s,
         "gpu_percent": run.gpu_percent,
         "bytes_read": run.bytes_read,
         "bytes_written": run.bytes_written,

@@ -54,12 +54,12 @@ class Sample:
     largest_worker_bytes: int
     object_store_bytes: int  # more than before the run
     rows: int  # rows that have left the last operator (not counting a write) of the run under way
-    cpu_s: dict[str, float]  # CPU seconds since the start of the run, by who used them: see `ROLES`
     gpu_percent: float | None = None
     gpu_bytes: int | None = None
+    cpu_s: dict[str, float] = field(default_factory=dict)  # since the start of the run, by `ROLES`
 
 
-# Whose CPU time a sample counts: of this process, of actors in pools of Ray Data and of the workers
+# Whose CPU seconds a sample counts: of this process, of actors in pools of Ray Data and of the workers
 # for tasks, their start-up included, and of Ray's other processes on this node.
 ROLES = ("driver", "actors", "tasks", "ray")
 
@@ -190,6 +190,11 @@ class Run:
     @property
     def cpu_percent(self) -> float:
         return float(np.mean([s.cpu_percent for s in self.samples])) if self.samples else 0.0
+
+    @property
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds by `ROLES`, up to the last sample."""
+        return self.samples[-1].cpu_s if self.samples else {}
 
     @property
     def gpu_percent(self) -> float | None:
@@ -456,7 +461,6 @@ class _Observer:
         private = self._processes.private_bytes()
         gpu_percent, gpu_bytes = gpus.read()
         sample = Sample(
-            cpu_s=self._processes.cpu_s(),
             at_s=self.elapsed(),
             cpu_percent=psutil.cpu_percent(),
             workers_bytes=sum(private),
@@ -465,6 +469,7 @@ class _Observer:
             rows=_rows_so_far(self._executors),
             gpu_percent=gpu_percent,
             gpu_bytes=gpu_bytes,
+            cpu_s=self._processes.cpu_s(),
         )
         self.samples.append(sample)
         if self._on_sample:

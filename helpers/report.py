@@ -193,6 +193,7 @@ _ROWS = {
     "spilled": lambda s: _bytes(s.get("spilled_bytes")),
     "peak memory of the workers": lambda s: _bytes(s.get("worker_peak_bytes")),
     "CPU busy, %": lambda s: _number(s.get("cpu_percent")),
+    "CPU seconds: actors, tasks, driver, Ray": lambda s: _cpu_seconds(s.get("cpu_seconds")),
     "GPU busy, %": lambda s: _number(s.get("gpu_percent")),
     "bytes read by the workers": lambda s: _bytes(s.get("bytes_read")),
     "bytes written by the workers": lambda s: _bytes(s.get("bytes_written")),
@@ -338,6 +339,11 @@ def _listed(what: str, values: dict[str, float]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else plots.short(float(value))
+
+
+def _cpu_seconds(value: dict[str, float] | None) -> str:
+    roles = ("actors", "tasks", "driver", "ray")
+    return ", ".join(plots.short(value[role]) for role in roles) if value else ""
 
 
 def _bytes(value: float | None) -> str:
