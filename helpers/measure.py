@@ -59,8 +59,8 @@ class Sample:
     cpu_s: dict[str, float] = field(default_factory=dict)  # since the start of the run, by `ROLES`
 
 
-# Whose CPU seconds a sample counts: of this process, of actors in pools of Ray Data and of the workers
-# for tasks, their start-up included, and of Ray's other processes on this node.
+# Whose CPU seconds a sample counts: of this process, of the actors in pools of Ray Data and of the
+# workers for tasks, their start-up included, and of Ray's other processes on this node.
 ROLES = ("driver", "actors", "tasks", "ray")
 
 
