@@ -28,11 +28,11 @@ object_store_peak_bytes, spilled_bytes, worker_peak_bytes, cpu_percent, cpu_seco
 tasks, driver and ray), gpu_percent, bytes_read, bytes_written, files_written, model_constructions,
 executions, stages and more; dataloader, daft (null: not installed): seconds, images_per_s (from the
 start of the process), first_answers_s, steady_images_per_s; ceiling: read, decode, model (images/s
-of each repeat), together; agreement of
-the optimized answers with each other one and with the reference: images, same, tolerance,
-largest_difference, top1_same, clear (images whose first class leads by more than the tolerance),
-clear_top1_same; ratios: images_per_s and object_store_saved (against the baseline),
-steady_vs_ceiling, steady_vs_dataloader, end_to_end_vs_dataloader, first_answers_s; provenance""",
+of each repeat), together; agreement of the optimized answers with each other one and with the
+reference: images, same, tolerance, largest_difference, top1_same, clear (images whose first class
+leads by more than the tolerance), clear_top1_same; ratios: images_per_s and object_store_saved
+(against the baseline), steady_vs_ceiling, steady_vs_dataloader, end_to_end_vs_dataloader,
+first_answers_s; provenance""",
     ),
     "baseline": (
         "helpers.commands",
