@@ -681,13 +681,14 @@ def paths_of(datasource) -> list[str]:
 def _signature(op, known) -> tuple:
     if id(op) not in known:
         upstream = tuple(_signature(o, known) for o in op.input_dependencies)
-        own = _source(op) if not upstream else (type(op).__name__, _identity(op))
+        own = _source(op) if not upstream else operation(op)
         known[id(op)] = hash((own, upstream)), op  # the operator is kept: its id stays taken
     return known[id(op)][0]
 
 
-def _identity(op) -> tuple:
-    found = []
+def operation(op) -> tuple:
+    """What an operator does: equal for the same function with the same settings."""
+    found = [type(op).__name__]
     for name in ("fn", "fn_args", "fn_kwargs", "fn_constructor_args", "fn_constructor_kwargs"):
         found.append(_value(getattr(op, name, None)))
     for name in ("batch_size", "limit", "num_outputs", "exprs", "predicate_expr", "sort_key"):

@@ -21,7 +21,8 @@ MODEL_NAME = re.compile(
 )
 _BUILDER = re.compile(
     r"^_?(load|build|create|make|get|init|construct|fetch|restore)_?\w*"
-    r"(model|net|network|weights|classifier|encoder|embedder|detector|predictor|pipeline)s?\d*$",
+    r"(model|net|network|backbone|weights|classifier|encoder|embedder|detector|predictor|pipeline)"
+    r"s?\d*$",
     re.IGNORECASE,
 )
 _ARCHITECTURE = re.compile(
@@ -204,13 +205,8 @@ class Facts:
         """The model call that runs with autograd, when the text proves it."""
         if not self.known or _NO_GRAD.search(self.text):
             return None
+        models = self._torch_models()
         torch = sys.modules.get("torch")
-        models = {}
-        for call in self.init_calls + self.calls:
-            if _is_torch_model(call, self):
-                target = _assigned(call.node)
-                if target:
-                    models[target] = call.name
         for call in self.calls:
             name = ast.unparse(call.node.func)
             if name in models:
@@ -219,19 +215,53 @@ class Facts:
                 return f"`{name}(...)`, a {type(call.target).__name__}"
         return None
 
+    def _torch_models(self) -> dict[str, str]:
+        """What the code calls its torch models -> what makes them."""
+        made = [c for c in self.init_calls + self.calls if _is_torch_model(c, self)]
+        return {name: call.name for call in made if (name := _assigned(call.node))}
+
+    @property
+    def calls_module(self) -> bool:
+        """Whether it calls a torch model that was built outside of it."""
+        torch = sys.modules.get("torch")
+        return torch is not None and any(_learns(call.target, torch) for call in self.calls)
+
     def float64(self) -> str | None:
-        """Where a tensor or the model is made double precision."""
+        """Where the model, or what goes into it, is made double precision."""
         if "torch" not in self.text:
             return None
         for call in self.calls + self.init_calls:
             last = call.name.split(".")[-1]
-            if last == "double" and not call.node.args:
-                return ".double()"
             arguments = [*call.node.args, *(k.value for k in call.node.keywords)]
-            for argument in arguments:
-                if ast.unparse(argument) in ("torch.float64", "torch.double"):
-                    return f"{last}(..., {ast.unparse(argument)})"
+            texts = [ast.unparse(argument) for argument in arguments]
+            if last == "double" and not texts:
+                found = ".double()"
+            elif kinds := [t for t in texts if t in ("torch.float64", "torch.double")]:
+                found = f"{last}(..., {kinds[0]})"
+            else:
+                continue
+            if not self._behind_the_model(call):
+                return found
         return None
+
+    def _behind_the_model(self, call: Call) -> bool:
+        """Whether a call works on the answers: what it makes leaves torch, or its line comes after
+        the model's."""
+        if call not in self.calls:
+            return False
+        node = call.node
+        while isinstance(node.parent, ast.Attribute) and isinstance(node.parent.parent, ast.Call):
+            if node.parent.attr in ("numpy", "tolist", "item"):
+                return True
+            node = node.parent.parent
+        models = self._torch_models()
+        forward = [
+            (other.node.end_lineno, other.node.end_col_offset)
+            for other in self.calls
+            if ast.unparse(other.node.func) in models and other.inside == call.inside
+        ]
+        at = call.node.end_lineno, call.node.end_col_offset
+        return bool(forward) and at > min(forward)
 
     def torch_threads(self, cores: int, arguments: dict | None = None) -> int | None:
         """The number given to `torch.set_num_threads`, where it can be read. `arguments`: of the

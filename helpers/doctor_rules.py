@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import doctor_code
-from helpers.doctor import Execution, Finding, Physical, Stage, parquet_rows, paths_of
+from helpers.doctor import (
+    Execution,
+    Finding,
+    Physical,
+    Stage,
+    operation,
+    parquet_rows,
+    paths_of,
+)
 from helpers.plots import megabytes
 
 _MIB = 2**20
@@ -100,13 +108,15 @@ def _is_model(stage: Stage) -> bool:
 
 
 def _answers(stage: Stage) -> bool:
-    """A step whose rows are answers of a model; a plain function tells by its name."""
+    """A step whose rows are answers of a model; a plain function tells by its name, or by the
+    module that it calls."""
     return _is_class(stage) or _is_model(stage) or _named_like_a_model(stage)
 
 
 def _named_like_a_model(stage: Stage) -> bool:
     code = stage.code
-    return stage.is_udf and bool(code.looks_like_model or doctor_code.MODEL_NAME.search(code.name))
+    named = doctor_code.MODEL_NAME.search(code.name)
+    return stage.is_udf and bool(code.looks_like_model or code.calls_module or named)
 
 
 def _gpus(stage: Stage) -> float:
@@ -977,15 +987,17 @@ def t4(case: Case) -> Iterator[Finding]:
     for execution in case.executions:
         for physical in execution.operators:
             stages = [s for s in physical.stages if s.is_udf]
-            if not stages or not physical.rows:
+            last = _moved(physical)
+            rows = physical.rows  # a shuffle that it is fused with does not count its own
+            rows = rows or next((p.rows_in for p in last.outputs), None)
+            if not stages or not rows:
                 continue
             kept = execution.consumer == "materialize" and not physical.outputs
             following = case.after(execution, stages[-1]) if kept else []
-            if not _next_is_udf(physical) and not any(s.is_udf for s in following):
+            if not _next_is_udf(last) and not any(s.is_udf for s in following):
                 continue
-            if not any(_is_media(s) for s in execution.before(stages[-1])) and not _uint8_in(
-                physical
-            ):
+            images = any(_is_media(s) for s in execution.before(stages[-1]))
+            if not images and not _uint8_in(physical) and not any(s.code.decodes for s in stages):
                 continue
             for name, (kind, shape, ndim) in tensor_columns(physical.schema).items():
                 floats = kind in ("float", "double", "halffloat", "float32", "float64")
@@ -996,17 +1008,27 @@ def t4(case: Case) -> Iterator[Finding]:
                     if before == kind:
                         continue  # it came as floats
                 bits = {"double": "float64", "float": "float32"}.get(kind, kind)
-                mine = physical.rows * _tensor_bytes(kind, shape) if shape else physical.bytes_out
+                mine = rows * _tensor_bytes(kind, shape) if shape else physical.bytes_out
                 yield Finding(
                     "T4",
                     physical.name,
-                    f"column {name!r} leaves as {bits}: {megabytes(mine)} for {_n(physical.rows)} "
+                    f"column {name!r} leaves as {bits}: {megabytes(mine)} for {_n(rows)} "
                     f"rows, and a pixel has one byte: {megabytes(mine / _WIDTH.get(kind, 1))} "
                     "as uint8",
                     "Ship uint8, and normalize in the model's actor after the transfer",
                     {"bytes_out": mine, "bytes_as_uint8": mine // _WIDTH.get(kind, 1)},
                 )
                 break
+
+
+def _moved(physical: Physical) -> Physical:
+    """The last operator that hands on the rows of one as they are, only in another order."""
+    while len(physical.outputs) == 1:
+        following = physical.outputs[0]
+        if any(s.kind not in ("RandomShuffle", "Repartition", "Sort") for s in following.stages):
+            break
+        physical = following
+    return physical
 
 
 def _uint8_in(physical: Physical) -> bool:
@@ -1895,32 +1917,63 @@ def o7(case: Case) -> Iterator[Finding]:
         old = [f for f in execution.existing if f.endswith(suffix)]
         new = list(_data_files(execution))
         before, now = _lines_or_rows(old, suffix), _lines_or_rows(new, suffix)
-        # Other rows may be appended on purpose. As many again, once or more, are the same ones.
-        if before and now and before % now == 0 and not _other_source(case, execution):
+        # Other rows may be appended on purpose. As many again, once or more, are the same ones; and
+        # so are those of files that this script has read for the same folder before.
+        again = _same_files_again(case, execution)
+        same = before and now and before % now == 0 and not _other_source(case, execution)
+        if before and now and (again or same):
             yield Finding(
                 "O7",
                 execution.write.name,
                 f"the folder had {_n(before, 'row')} in {_n(len(old), 'file')} and got "
-                f"{_n(now)} more: the "
-                "default mode appends",
+                f"{_n(now)} more"
+                + (f", and {again} of the files read were read for it before" if again else "")
+                + ": the default mode appends",
                 '`mode="overwrite"`, or a new folder for each run',
                 {"rows_before": before, "rows_written": now},
             )
 
 
-def _other_source(case: Case, execution: Execution) -> bool:
-    """Whether this script itself wrote something else into that folder before."""
-    mine = execution.stages[-2].signature if len(execution.stages) > 1 else None
+def _written_here_before(case: Case, execution: Execution) -> Iterator[Execution]:
+    """Earlier executions of this script that wrote into the same folder."""
     for other in case.executions:
         if other is execution:
-            return False
-        if other.write is None or not other.written:
-            continue
-        if set(other.written) & set(execution.existing or {}):
-            theirs = other.stages[-2].signature if len(other.stages) > 1 else None
-            if theirs != mine:
-                return True
-    return False
+            return
+        if set(other.written or {}) & set(execution.existing or {}):
+            yield other
+
+
+def _other_source(case: Case, execution: Execution) -> bool:
+    """Whether this script itself wrote something else into that folder before."""
+
+    def last(one):
+        return one.stages[-2].signature if len(one.stages) > 1 else None
+
+    mine = last(execution)
+    return any(last(other) != mine for other in _written_here_before(case, execution))
+
+
+def _files_read(stage: Stage) -> list[str]:
+    if stage.kind == "ReadFiles":
+        return _parquet_files(_listing(stage).paths)
+    return paths_of(stage.op.datasource)
+
+
+def _same_files_again(case: Case, execution: Execution) -> int:
+    """How many files went the same way into the same folder before, among others."""
+
+    def way(one):
+        return [operation(s.op) for s in one.stages if s.is_udf or s.kind == "Filter"]
+
+    def files(one):
+        return {file for stage in one.stages if stage.is_read for file in _files_read(stage)}
+
+    mine, steps, again = files(execution), way(execution), 0
+    for other in _written_here_before(case, execution):
+        theirs = files(other)
+        if theirs != mine and way(other) == steps:
+            again = max(again, len(theirs & mine))
+    return again
 
 
 def _lines_or_rows(files: list[str], suffix: str) -> int | None:

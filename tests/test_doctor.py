@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from torchvision import transforms
 
@@ -329,6 +330,32 @@ def a_folder_per_row(ray, photos, table, out):
 def run_twice(ray, photos, table, out):
     for _ in range(2):
         ray.data.range(50).write_parquet(out)
+
+
+@planted("O7")
+def a_trial_and_then_all(ray, photos, table, out):
+    files = sorted(f"{folder}/{name}" for folder, _, names in os.walk(photos) for name in names)
+    for some in (files[:10], files):
+        ray.data.read_binary_files(some, include_paths=True).map(decode).map_batches(
+            lambda b: {"path": b["path"], "mean": b["image"].mean(axis=(1, 2, 3))}, batch_size=8
+        ).write_parquet(out, min_rows_per_file=24)
+
+
+@planted("R10", "T4")
+def floats_shuffled_for_a_function(ray, photos, table, out):
+    net = torch.nn.Conv2d(3, 1, 3)
+
+    def load(row):
+        image = Image.open(row["path"]).convert("RGB").resize((64, 64))
+        return {"path": row["path"], "x": np.asarray(image, np.float32).transpose(2, 0, 1)}
+
+    def step(batch):
+        with torch.inference_mode():
+            return {"path": batch["path"], "y": net(torch.tensor(batch["x"])).mean((1, 2, 3))}
+
+    files = [f"{folder}/{name}" for folder, _, names in os.walk(photos) for name in names]
+    rows = ray.data.from_items([{"path": file} for file in files]).map(load)
+    rows.random_shuffle(seed=1).map_batches(step, batch_size=8).write_parquet(out)
 
 
 @planted("R3", "R4")
@@ -679,6 +706,52 @@ def test_filters_that_an_expression_can_say():
 SCRIPT = """
 import sys
 import ray
+
+class DoubleModel:
+    def __init__(self):
+        self.net = torch.nn.Linear(3, 2).double()
+
+    def __call__(self, batch):
+        with torch.inference_mode():
+            return {"y": self.net(torch.tensor(batch["x"])).numpy()}
+
+
+class DoubleImages(DoubleModel):
+    def __init__(self):
+        self.net = torch.nn.Linear(3, 2)
+
+    def __call__(self, batch):
+        images = torch.tensor(batch["x"], dtype=torch.float64)
+        with torch.inference_mode():
+            return {"y": self.net(images).numpy()}
+
+
+class DoubleAnswers(DoubleImages):
+    def __call__(self, batch):
+        with torch.inference_mode():
+            y = self.net(torch.tensor(batch["x"]))
+            return {"y": y.double().numpy(), "best": y.max(1).values.to(torch.float64)}
+
+
+def make_backbone():
+    net = torch.nn.Linear(3, 2)
+    return net.eval()
+
+
+def with_a_backbone(batch):
+    backbone = make_backbone()
+    return {"y": backbone(torch.tensor(batch["x"])).detach().numpy()}
+
+
+def test_double_precision_counts_in_the_model_and_not_in_its_answers():
+    assert doctor_code.facts(DoubleModel).float64()
+    assert doctor_code.facts(DoubleImages).float64()
+    assert not doctor_code.facts(DoubleAnswers).float64()
+
+
+def test_a_model_from_a_builder_runs_with_autograd():
+    assert "make_backbone" in doctor_code.facts(with_a_backbone).autograd()
+
 
 def double(batch):
     return {"y": batch["id"] * 2}
