@@ -13,15 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import doctor_code
-from helpers.doctor import (
-    Execution,
-    Finding,
-    Physical,
-    Stage,
-    operation,
-    parquet_rows,
-    paths_of,
-)
+from helpers.doctor import Execution, Finding, Physical, Stage, operation, parquet_rows, paths_of
 from helpers.plots import megabytes
 
 _MIB = 2**20

@@ -701,12 +701,6 @@ def test_filters_that_an_expression_can_say():
     assert not doctor_code.facts(lambda row: row["a"].startswith("x")).expressible()
 
 
-# ---- command line -------------------------------------------------------------------------------
-
-SCRIPT = """
-import sys
-import ray
-
 class DoubleModel:
     def __init__(self):
         self.net = torch.nn.Linear(3, 2).double()
@@ -752,6 +746,12 @@ def test_double_precision_counts_in_the_model_and_not_in_its_answers():
 def test_a_model_from_a_builder_runs_with_autograd():
     assert "make_backbone" in doctor_code.facts(with_a_backbone).autograd()
 
+
+# ---- command line -------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import ray
 
 def double(batch):
     return {"y": batch["id"] * 2}
