@@ -1748,20 +1748,37 @@ def o3(case: Case) -> Iterator[Finding]:
             continue
         writer = next((w for w, rows in case.collected if rows == call.rows), None)
         execution = call.executions[-1]
-        if writer is None or any(s.kind in ("Aggregate", "Limit") for s in execution.stages):
+        if any(s.kind in ("Aggregate", "Limit") for s in execution.stages):
             continue  # a summary is small, whatever the data
         if call.rows < 16 or not any(s.is_udf for s in execution.stages):
             continue
-        last = execution.operators[-1]
+        if writer:
+            then = f"{writer} wrote them there"
+            change = "`write_parquet` from the workers: no row passes through the driver"
+        elif again := _written_again(case, execution):
+            then = f"`{again.consumer}` ran the model a second time to write them"
+            change = "`write_parquet` once, then read back the columns that you want to see"
+        else:
+            continue
         yield Finding(
             "O3",
-            last.name,
+            execution.operators[-1].name,
             f"`{call.name}()` brought {_n(call.rows, 'row')} "
-            f"({megabytes(_collected_bytes(call))}) into the "
-            f"driver, and {writer} wrote them there",
-            "`write_parquet` from the workers: no row passes through the driver",
+            f"({megabytes(_collected_bytes(call))}) into the driver, and {then}",
+            change,
             {"rows": call.rows, "bytes": _collected_bytes(call)},
         )
+
+
+def _written_again(case: Case, collected: Execution) -> Execution | None:
+    """The execution that wrote the same answers, for which a model ran again."""
+    models = {s.signature for s in collected.stages if _answers(s)}
+    for other in _full(case):
+        if other is not collected and not other.error and _table_sink(other):
+            again = models & {s.signature for s in other.stages}
+            if again and _same_end(collected, other):
+                return other
+    return None
 
 
 def o4(case: Case) -> Iterator[Finding]:

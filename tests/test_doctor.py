@@ -282,6 +282,13 @@ def written_by_the_driver(ray, photos, table, out):
     ds.random_shuffle().write_parquet(out)
 
 
+@planted("I9", "O3")
+def collected_then_written(ray, photos, table, out):
+    ds = ray.data.range(100).map_batches(IdModel, batch_size=25, compute=pool(ray))
+    ds.to_pandas()
+    ds.write_parquet(out)
+
+
 @planted("T1", "T8", "T9", "O4")
 def as_other_people_write_them(ray, photos, table, out):
     steps = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])
