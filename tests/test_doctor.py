@@ -289,6 +289,15 @@ def collected_then_written(ray, photos, table, out):
     ds.write_parquet(out)
 
 
+@planted("O3")
+def vectors_written_by_pandas(ray, photos, table, out):
+    def embed(batch):
+        return {"id": batch["id"], "vector": np.ones((len(batch["id"]), 64))}
+
+    ds = ray.data.range(100).map_batches(embed, batch_size=25)
+    ds.to_pandas().to_pickle(f"{out}.pkl")
+
+
 @planted("T1", "T8", "T9", "O4")
 def as_other_people_write_them(ray, photos, table, out):
     steps = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])
@@ -497,6 +506,12 @@ def summary_written_by_the_driver(ray, photos, table, out):
     ds = ray.data.from_pandas(frame)
     ds = ds.map_batches(lambda f: f.assign(w=f.v * 2), batch_format="pandas")
     ds.groupby("k").mean("w").to_pandas().to_csv(f"{out}.csv")
+
+
+@healthy
+def labels_written_by_pandas(ray, photos, table, out):
+    ds = ray.data.range(100).map_batches(IdModel, batch_size=25, compute=pool(ray))
+    ds.to_pandas().to_csv(f"{out}.csv")
 
 
 @healthy
