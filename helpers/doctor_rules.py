@@ -1752,9 +1752,9 @@ def o3(case: Case) -> Iterator[Finding]:
             continue  # a summary is small, whatever the data
         if call.rows < 16 or not any(s.is_udf for s in execution.stages):
             continue
+        if call.name == "to_pandas" and _is_small_table(call, execution):
+            writer = None
         if writer:
-            if call.name == "to_pandas" and _is_small_table(call, execution):
-                continue
             then = f"{writer} wrote them there"
             change = "`write_parquet` from the workers: no row passes through the driver"
         elif again := _written_again(case, execution):

@@ -285,7 +285,7 @@ def written_by_the_driver(ray, photos, table, out):
 @planted("I9", "O3")
 def collected_then_written(ray, photos, table, out):
     ds = ray.data.range(100).map_batches(IdModel, batch_size=25, compute=pool(ray))
-    ds.to_pandas()
+    ds.to_pandas().to_csv(f"{out}.csv")  # small enough for pandas; the second run is the mistake
     ds.write_parquet(out)
 
 
