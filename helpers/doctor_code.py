@@ -330,9 +330,11 @@ class Facts:
         return _ColumnLoops(self.parameter, self.calls).run(self.entry)
 
     def threads_itself(self) -> bool:
-        """Whether the code starts threads or processes, or tells a library to."""
+        """Whether the code starts threads or processes, or tells a library to: to take more than
+        one."""
+        text = re.sub(r"set_num(_interop)?_threads\(1\)", "", self.text)
         return bool(
-            re.search(r"set_num_threads|Thread|Process|n_jobs|num_threads|num_workers", self.text)
+            re.search(r"set_num_threads|Thread|Process|n_jobs|num_threads|num_workers", text)
         )
 
     def arithmetic_only(self) -> bool:
@@ -458,8 +460,9 @@ def _facts(fn) -> Facts:
     while isinstance(fn, functools.partial):
         fn = fn.func
     if inspect.ismethod(fn):
-        cls, method = type(fn.__self__), fn.__name__
-        return _class_facts(cls, method)
+        if inspect.isclass(fn.__self__):
+            return _function_facts(fn.__func__, fn.__self__)
+        return _class_facts(type(fn.__self__), fn.__name__)
     if inspect.isclass(fn):
         return _class_facts(fn, "__call__")
     if inspect.isfunction(fn):
@@ -469,13 +472,15 @@ def _facts(fn) -> Facts:
     return Facts(name=getattr(fn, "__name__", type(fn).__name__), is_class=False)
 
 
-def _function_facts(fn) -> Facts:
+def _function_facts(fn, cls=None) -> Facts:
+    """Of a plain function, or of a class method of `cls`."""
     found = Facts(name=fn.__name__, is_class=False)
     node, aliases, lines = _find(fn.__code__)
     if node is None:
         return found
-    found.entry, found.parameter = node, _first_argument(node, skip_self=False)
-    _follow(found, node, fn.__globals__, aliases, lines, closure=_closure(fn))
+    found.entry, found.parameter = node, _first_argument(node, skip_self=cls is not None)
+    methods = _methods(cls) if cls is not None else None
+    _follow(found, node, fn.__globals__, aliases, lines, methods=methods, closure=_closure(fn))
     return found
 
 
@@ -487,12 +492,7 @@ def _class_facts(cls, method: str) -> Facts:
         return found
     found.entry, found.parameter = node, _first_argument(node, skip_self=True)
     found.cls = node.parent if isinstance(getattr(node, "parent", None), ast.ClassDef) else None
-    methods = {}
-    for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            value = getattr(value, "__func__", value)
-            if inspect.isfunction(value) and _is_users(value.__code__.co_filename):
-                methods[name] = inspect.unwrap(value)
+    methods = _methods(cls)
     _follow(found, node, entry.__globals__, aliases, lines, methods=methods)
     if "__init__" in methods:
         init, init_aliases, init_lines = _find(methods["__init__"].__code__)
@@ -504,6 +504,17 @@ def _class_facts(cls, method: str) -> Facts:
             found.text += "\n" + start.text
     if found.cls is not None:
         found.text += "\n" + "\n".join(ast.unparse(d) for d in found.cls.decorator_list)
+    return found
+
+
+def _methods(cls) -> dict:
+    """name -> function, of the user's own methods of a class and its bases."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            value = getattr(value, "__func__", value)
+            if inspect.isfunction(value) and _is_users(value.__code__.co_filename):
+                found[name] = inspect.unwrap(value)
     return found
 
 
@@ -534,19 +545,33 @@ def _follow(found, node, scope, aliases, lines, methods=None, closure=None, dept
         call = Call(full, child, name, _guarded(child), _resolve(dotted, scope))
         found.calls.append(call)
         target = call.target
-        if first == "self" and methods and rest in methods:
+        if first in ("self", "cls") and methods and rest in methods:
             target = methods[rest]
         if hasattr(target, "__wrapped__") and hasattr(target, "cache_info"):
             call.guarded = True
-        elif inspect.isfunction(target) and _is_users(target.__code__.co_filename):
-            inner, inner_aliases, inner_lines = _find(target.__code__)
+            continue
+        for function in [target, *_applied(child, scope)]:
+            if not inspect.isfunction(function) or not _is_users(function.__code__.co_filename):
+                continue
+            inner, inner_aliases, inner_lines = _find(function.__code__)
             if inner is not None and _remembers(inner):
                 call.guarded = True  # and what it builds, it builds once
             elif inner is not None:
                 _follow(
-                    found, inner, target.__globals__, inner_aliases, inner_lines,
-                    methods, _closure(target), depth + 1, seen,
+                    found, inner, function.__globals__, inner_aliases, inner_lines,
+                    methods, _closure(function), depth + 1, seen,
                 )  # fmt: skip
+
+
+_APPLIES = {"apply", "applymap", "apply_along_axis", "imap", "map", "starmap", "vectorize"}
+
+
+def _applied(call: ast.Call, scope: dict) -> list:
+    """What `map(function, ...)`, `series.apply(function)` and the like call for each element."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if name not in _APPLIES:
+        return []
+    return [_resolve(dotted, scope) for dotted in map(_dotted, call.args) if dotted]
 
 
 def _find(code):
@@ -645,6 +670,8 @@ def _resolve(dotted: str, scope: dict):
         if not inspect.ismodule(value) and not inspect.isclass(value):
             return None  # no attribute of the user's objects is touched: it may run code
         value = vars(value).get(part) if not inspect.ismodule(value) else getattr(value, part, None)
+        if isinstance(value, staticmethod | classmethod):
+            value = value.__func__
     return value
 
 

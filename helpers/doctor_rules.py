@@ -548,6 +548,9 @@ def i5(case: Case) -> Iterator[Finding]:
             sizes = [os.path.getsize(p) for p in paths]
         else:
             sizes = _sizes(stage)
+            paths = paths_of(stage.op.datasource)
+        if any(set(paths) & set(other.written or {}) for other in case.executions):
+            continue  # this script wrote them: O1 is the finding
         # 100 files that together would fit into one block of Ray Data (128 MiB).
         if len(sizes) >= 100 and sum(sizes) / len(sizes) < 128 * _KIB:
             yield Finding(
@@ -613,6 +616,9 @@ def i6(case: Case) -> Iterator[Finding]:
             )
 
 
+_SOURCES = {"FromPandas": "from_pandas", "FromArrow": "from_arrow", "FromNumpy": "from_numpy"}
+
+
 def i7(case: Case) -> Iterator[Finding]:
     for execution, stage in case.each():
         if execution.cpus < 2:
@@ -626,6 +632,8 @@ def i7(case: Case) -> Iterator[Finding]:
             and stage.op.num_outputs == 1
         ):
             how = "`override_num_blocks=1`"
+        elif stage.kind in _SOURCES and stage.op.num_outputs == 1:
+            how = f"one table in `{_SOURCES[stage.kind]}`"
         else:
             continue
         behind = [s for s in execution.after(stage) if s.is_udf]
@@ -1535,7 +1543,7 @@ def r6(case: Case) -> Iterator[Finding]:
 def r7(case: Case) -> Iterator[Finding]:
     for _, stage in case.each():
         size = getattr(stage.op, "batch_size", None)
-        if stage.kind != "MapBatches" or not isinstance(size, int) or size < 256:
+        if stage.kind != "MapBatches" or not isinstance(size, int) or size < 128:
             continue
         physical = stage.physical
         if not physical.inputs or physical.stages[0] is not stage:
@@ -1548,6 +1556,8 @@ def r7(case: Case) -> Iterator[Finding]:
         floats = 4 if pixels and _answers(stage) and not _gpus(stage) else 1
         if floats == 4:
             floor = 64 * _MIB
+        elif size < 256:
+            continue
         # Ray's advice is 16 MiB per batch on a CPU; several times that is a mistake, not a taste.
         if row and row * size * floats >= floor:
             what = ", as the floats that the model gets" if floats == 4 else ""
@@ -1584,17 +1594,36 @@ def r9(case: Case) -> Iterator[Finding]:
         for physical in execution.operators:
             if physical.kind != "actors" or not physical.has_run or not physical.pool:
                 continue
+            if execution.error:
+                continue
             smallest = physical.pool[0]
+            what = f"{smallest} actors were started and there were {_n(physical.tasks, 'task')}"
+            numbers = {"actors": smallest, "tasks": physical.tasks}
             # Two actors for one block happen in any small run; a quarter of four or more do not.
-            if smallest >= 4 and physical.tasks <= 0.75 * smallest and not execution.error:
+            if smallest >= 4 and physical.tasks <= 0.75 * smallest:
                 yield Finding(
                     "R9",
                     physical.name,
-                    f"{smallest} actors were started and there were {_n(physical.tasks, 'task')}: "
-                    f"{smallest - physical.tasks} never got work",
+                    f"{what}: {smallest - physical.tasks} never got work",
                     "A pool that grows: `ActorPoolStrategy(min_size=1, max_size=...)`; or more "
                     "blocks",
-                    {"actors": smallest, "tasks": physical.tasks},
+                    numbers,
+                )
+            # Models that share cores compute no faster, and each has to start and to load first.
+            elif (
+                smallest > 2 * execution.cpus
+                and not physical.gpus
+                and physical.tasks <= 4 * smallest
+                and any(_answers(s) and s.code.uses_accelerator_library for s in physical.stages)
+            ):
+                yield Finding(
+                    "R9",
+                    physical.name,
+                    f"{what}, on {_n(execution.cpus, 'CPU')}: each of them starts and loads the "
+                    f"model, and answers {_n(round(physical.tasks / smallest, 1), 'task')}",
+                    "One single-threaded actor for each core, `ActorPoolStrategy(size=...)` from "
+                    "`ray.cluster_resources()`",
+                    numbers | {"cpus": execution.cpus},
                 )
 
 
@@ -1939,14 +1968,16 @@ def o7(case: Case) -> Iterator[Finding]:
         # Other rows may be appended on purpose. As many again, once or more, are the same ones; and
         # so are those of files that this script has read for the same folder before.
         again = _same_files_again(case, execution)
+        trial = _trial_before(case, execution)
         same = before and now and before % now == 0 and not _other_source(case, execution)
-        if before and now and (again or same):
+        if before and now and (again or trial or same):
             yield Finding(
                 "O7",
                 execution.write.name,
                 f"the folder had {_n(before, 'row')} in {_n(len(old), 'file')} and got "
                 f"{_n(now)} more"
                 + (f", and {again} of the files read were read for it before" if again else "")
+                + (", the first from a trial with `limit` of the same work" if trial else "")
                 + ": the default mode appends",
                 '`mode="overwrite"`, or a new folder for each run',
                 {"rows_before": before, "rows_written": now},
@@ -1978,21 +2009,33 @@ def _files_read(stage: Stage) -> list[str]:
     return paths_of(stage.op.datasource)
 
 
+def _way(execution: Execution) -> list:
+    return [operation(s.op) for s in execution.stages if s.is_udf or s.kind == "Filter"]
+
+
+def _all_files_read(execution: Execution) -> set[str]:
+    return {file for stage in execution.stages if stage.is_read for file in _files_read(stage)}
+
+
 def _same_files_again(case: Case, execution: Execution) -> int:
     """How many files went the same way into the same folder before, among others."""
-
-    def way(one):
-        return [operation(s.op) for s in one.stages if s.is_udf or s.kind == "Filter"]
-
-    def files(one):
-        return {file for stage in one.stages if stage.is_read for file in _files_read(stage)}
-
-    mine, steps, again = files(execution), way(execution), 0
+    mine, again = _all_files_read(execution), 0
     for other in _written_here_before(case, execution):
-        theirs = files(other)
-        if theirs != mine and way(other) == steps:
+        theirs = _all_files_read(other)
+        if theirs != mine and _way(other) == _way(execution):
             again = max(again, len(theirs & mine))
     return again
+
+
+def _trial_before(case: Case, execution: Execution) -> bool:
+    """Whether the same work on the same files wrote its first rows into the same folder before."""
+    limited = any(s.kind == "Limit" for s in execution.stages)
+    return not limited and any(
+        any(s.kind == "Limit" for s in other.stages)
+        and _way(other) == _way(execution)
+        and _all_files_read(other) == _all_files_read(execution)
+        for other in _written_here_before(case, execution)
+    )
 
 
 def _lines_or_rows(files: list[str], suffix: str) -> int | None:
@@ -2090,7 +2133,7 @@ RULES = {
     "R6": Rule("pool sizes and fractions, against the GPUs", r6),
     "R7": Rule("`batch_size` times the bytes of a row", r7),
     "R8": Rule("bytes that the object store wrote to disk", r8),
-    "R9": Rule("actors that never got a task", r9),
+    "R9": Rule("actors that got no task, or share a core for a few", r9),
     "R10": Rule("shuffles and sorts before a model; `preserve_order`", r10),
     "R11": Rule("a GPU in the cluster that no step asks for", r11),
     "O1": Rule("number and size of the files of a write", o1),

@@ -357,6 +357,92 @@ def a_trial_and_then_all(ray, photos, table, out):
         ).write_parquet(out, min_rows_per_file=24)
 
 
+@planted("O7")
+def a_trial_in_the_folder_of_the_run(ray, photos, table, out):
+    ds = (
+        ray.data.read_binary_files(photos, include_paths=True)
+        .map(decode)
+        .map_batches(
+            lambda b: {"path": b["path"], "mean": b["image"].mean(axis=(1, 2, 3))}, batch_size=8
+        )
+    )
+    ds.limit(5).write_parquet(out)
+    ds.write_parquet(out)
+
+
+class Measures:
+    @staticmethod
+    def sharpness(gray):
+        total = 0.0
+        for y in range(1, 20):
+            for x in range(1, 20):
+                total += float(gray[y, x]) - float(gray[y - 1, x])
+        return total
+
+    @classmethod
+    def of_row(cls, row):
+        try:
+            return {"y": cls.sharpness(decode(row)["image"][..., 0])}
+        except Exception:
+            return {"y": 0.0}
+
+
+@planted("T1", "I11")
+def a_class_method_that_calls_another(ray, photos, table, out):
+    ray.data.read_binary_files(photos, include_paths=True).map(Measures.of_row).write_parquet(out)
+
+
+def spread(image):
+    total = 0.0
+    for y in range(20):
+        for x in range(20):
+            total += float(image[y, x, 0]) ** 2
+    return total
+
+
+@planted("I7", "T1")
+def one_table_of_paths(ray, photos, table, out):
+    def load(frame):
+        pixels = [np.asarray(Image.open(p).convert("RGB").resize((160, 160))) for p in frame.path]
+        return frame.assign(image=pixels)
+
+    def measure(frame):
+        return frame.assign(y=frame.image.apply(spread))
+
+    files = [f"{folder}/{name}" for folder, _, names in os.walk(photos) for name in names]
+    ds = ray.data.from_pandas(pd.DataFrame({"path": files}))
+    ds = ds.map_batches(load, batch_format="pandas", batch_size=8)
+    ds = ds.map_batches(measure, batch_format="pandas", batch_size=8)
+    ds.map_batches(Model, batch_size=8, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
+
+
+@planted("R7")
+def a_batch_of_many_images(ray, photos, table, out):
+    def images(batch):
+        n = len(batch["id"])
+        return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
+
+    ds = ray.data.range(130, override_num_blocks=2).map_batches(images, batch_size=65)
+    ds = ds.map_batches(Model, batch_size=128, num_cpus=0.5, compute=pool(ray))
+    ds.write_parquet(out, min_rows_per_file=1000)
+
+
+class TorchModel(Model):
+    def __call__(self, batch):
+        if len(batch["path"]) > 1000:  # it stands in the code: five processes need not import it
+            import torch
+
+            torch.set_num_threads(1)
+        return super().__call__(batch)
+
+
+@planted("R9")
+def more_models_than_cores(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(32, 32), mode="RGB", include_paths=True)
+    ds = ds.map_batches(TorchModel, batch_size=4, num_cpus=0.1, compute=pool(ray, size=5))
+    ds.write_parquet(out, min_rows_per_file=1000)
+
+
 @planted("R10", "T4")
 def floats_shuffled_for_a_function(ray, photos, table, out):
     net = torch.nn.Conv2d(3, 1, 3)
@@ -570,6 +656,20 @@ def test_a_healthy_pipeline_gets_a_clean_bill(name, ray, photos, table, tmp_path
     assert found.executions >= 1 and not found.notes
 
 
+def test_small_files_are_reported_once_by_the_write_that_made_them(ray, tmp_path):
+    def write_and_read_back():
+        ds = ray.data.range(1000, override_num_blocks=110)
+        ds.map_batches(lambda b: {"y": b["id"] + 1}).write_parquet(str(tmp_path / "out"))
+        ray.data.read_parquet(str(tmp_path / "out")).map_batches(lambda b: b).count()
+
+    first = look(write_and_read_back)
+    assert "O1" in first.ids and "I5" not in first.ids
+    later = look(
+        lambda: ray.data.read_parquet(str(tmp_path / "out")).map_batches(lambda b: b).count()
+    )
+    assert "I5" in later.ids
+
+
 def test_the_plan_of_a_gpu_is_read_without_one(ray, photos, monkeypatch):
     """A plan that would run on a GPU, read as on a cluster that has one."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
@@ -684,6 +784,21 @@ def test_rows_that_are_dropped_without_a_word():
     assert doctor_code.facts(drops_silently).swallowed()[1]
     assert not doctor_code.facts(drops_and_says_so).swallowed()[0]
     assert not doctor_code.facts(drops_what_it_expects).swallowed()[0]
+
+
+def one_thread(batch):
+    torch.set_num_threads(1)
+    return batch
+
+
+def four_threads(batch):
+    torch.set_num_threads(4)
+    return batch
+
+
+def test_one_thread_is_no_threading():
+    assert doctor_code.facts(four_threads).threads_itself()
+    assert not doctor_code.facts(one_thread).threads_itself()
 
 
 def squares_by_hand(batch):
