@@ -371,7 +371,7 @@ class Table:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in self.header)
         body = "".join(
-            "<tr>" + "".join(f"<td>{_rich(cell)}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"{_cell(cell)}{_rich(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
@@ -382,6 +382,11 @@ class Table:
 
     def __repr__(self) -> str:
         return "\n".join(" | ".join(str(c) for c in row) for row in [self.header, *self.rows])
+
+
+def _cell(cell) -> str:
+    """A sentence keeps some width on a phone: in a narrow column it would make a tall row."""
+    return '<td class="sentence">' if len(str(cell)) > 40 else "<td>"
 
 
 def _rich(cell) -> str:
