@@ -83,6 +83,7 @@ class Call:
     inside: str  # the function or method that contains it
     guarded: bool  # behind "only if it is not there yet"
     target: object = None  # what the name stands for, where that is known
+    given: object = None  # its first argument, where that is a name of the module
 
 
 @dataclass
@@ -191,13 +192,18 @@ class Facts:
         result = _single_return(self.entry)
         if result is None:
             return False
+        settings = [  # `config.limit`, where `config` is not the row
+            node for node in ast.walk(result)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id != self.parameter
+        ]  # fmt: skip
         allowed = (
             ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Compare, ast.BinOp,
             ast.Subscript,
             ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Set, ast.operator, ast.cmpop,
             ast.unaryop,
         )  # fmt: skip
-        return all(isinstance(node, allowed) for node in ast.walk(result))
+        return all(isinstance(n, allowed) or n in settings for n in ast.walk(result))
 
     # -- single findings
 
@@ -269,9 +275,9 @@ class Facts:
         for call in self.calls + self.init_calls:
             if call.name == "torch.set_num_threads" and call.node.args:
                 argument = call.node.args[0]
-                given = _given(argument, arguments or {})
-                if type(given) is int:
-                    return given
+                for given in (_given(argument, arguments or {}), call.given):
+                    if type(given) is int:
+                        return given
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, int):
                     return argument.value
                 if re.fullmatch(
@@ -518,8 +524,20 @@ def _methods(cls) -> dict:
     return found
 
 
-def _follow(found, node, scope, aliases, lines, methods=None, closure=None, depth=0, seen=None):
-    """Collect the calls of `node`, and of the user's own functions and methods that it calls."""
+def _follow(
+    found,
+    node,
+    scope,
+    aliases,
+    lines,
+    methods=None,
+    closure=None,
+    depth=0,
+    seen=None,
+    guarded=False,
+):
+    """Collect the calls of `node`, and of the user's own functions and methods that it calls.
+    `guarded`: it is itself called only when something is not there yet."""
     seen = set() if seen is None else seen
     if id(node) in seen or depth > 3:
         return
@@ -542,7 +560,9 @@ def _follow(found, node, scope, aliases, lines, methods=None, closure=None, dept
                 continue
         first, _, rest = dotted.partition(".")
         full = aliases.get(first, first) + ("." + rest if rest else "")
-        call = Call(full, child, name, _guarded(child), _resolve(dotted, scope))
+        call = Call(full, child, name, guarded or _guarded(child), _resolve(dotted, scope))
+        if child.args and (argument := _dotted(child.args[0])):
+            call.given = _resolve(argument, scope)
         found.calls.append(call)
         target = call.target
         if first in ("self", "cls") and methods and rest in methods:
@@ -559,7 +579,7 @@ def _follow(found, node, scope, aliases, lines, methods=None, closure=None, dept
             elif inner is not None:
                 _follow(
                     found, inner, function.__globals__, inner_aliases, inner_lines,
-                    methods, _closure(function), depth + 1, seen,
+                    methods, _closure(function), depth + 1, seen, call.guarded,
                 )  # fmt: skip
 
 

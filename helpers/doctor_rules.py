@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.fs
+
 from helpers import doctor_code
 from helpers.doctor import Execution, Finding, Physical, Stage, operation, parquet_rows, paths_of
 from helpers.plots import megabytes
@@ -526,11 +528,13 @@ def i5(case: Case) -> Iterator[Finding]:
     """Tables in many tiny files. Images are files of their own: there, one job proves nothing."""
     jobs = defaultdict(list)
     for execution, stage in case.each():
-        if stage.kind == "Read" and _is_media(stage) and not _limited(execution):
+        trial = _limited(execution) or any(s.kind == "Limit" for s in execution.stages)
+        if stage.kind == "Read" and _is_media(stage) and not trial:
             jobs[tuple(paths_of(stage.op.datasource))].append(stage)
     for paths, stages in jobs.items():
         mean = sum(_sizes(stages[0])) / max(1, len(paths))
-        if len(paths) >= 1000 and len(stages) >= 2 and 0 < mean < 128 * _KIB:
+        many = 100 if _is_remote(stages[0]) else 1000  # a request takes longer than an open
+        if len(paths) >= many and len(stages) >= 2 and 0 < mean < 128 * _KIB:
             yield Finding(
                 "I5",
                 stages[0].name,
@@ -562,6 +566,13 @@ def i5(case: Case) -> Iterator[Finding]:
                 {"files": len(sizes), "mean_bytes": sum(sizes) / len(sizes)},
                 "plan",
             )
+
+
+def _is_remote(stage: Stage) -> bool:
+    filesystem = getattr(stage.op.datasource, "_filesystem", None)
+    if hasattr(filesystem, "unwrap"):  # Ray's, which tries again
+        filesystem = filesystem.unwrap()
+    return filesystem is not None and not isinstance(filesystem, pyarrow.fs.LocalFileSystem)
 
 
 def _sizes(stage: Stage) -> list[int]:
@@ -1554,7 +1565,7 @@ def r7(case: Case) -> Iterator[Finding]:
         # A model turns each byte of a pixel into a float of four, and makes larger things of it.
         pixels = [k for k, _, _ in _pixels(_schema_into(stage)).values() if k == "uint8"]
         floats = 4 if pixels and _answers(stage) and not _gpus(stage) else 1
-        if floats == 4:
+        if floats == 4 or (_answers(stage) and not _gpus(stage) and _pixels(_schema_into(stage))):
             floor = 64 * _MIB
         elif size < 256:
             continue

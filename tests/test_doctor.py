@@ -4,6 +4,7 @@ No test looks at a clock. Each pipeline runs for real, on tiny data: what the
 plan proves has no floor, and what only counts in bulk has one, which the planted data exceeds.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from torchvision import transforms
 from helpers import __main__ as cli
 from helpers import doctor, doctor_code
 from helpers.catalog import MISTAKES
+from helpers.s3_server import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -670,6 +672,23 @@ def test_small_files_are_reported_once_by_the_write_that_made_them(ray, tmp_path
     assert "I5" in later.ids
 
 
+def test_small_objects_of_a_bucket_are_many_sooner_than_small_files(ray, tmp_path):
+    with S3Server(latency_s=0) as server:
+        for i in range(100):
+            server.put(f"photos/{i}.jpeg", bytes(100))
+            (tmp_path / f"{i}.jpeg").write_bytes(bytes(100))
+
+        def two_jobs(folder, **where):
+            for _ in range(2):
+                files = ray.data.read_binary_files(folder, override_num_blocks=2, **where)
+                files.map(lambda row: {"size": len(row["bytes"])}).take_all()
+
+        remote = look(lambda: two_jobs("photos", filesystem=server.filesystem()))
+        local = look(lambda: two_jobs(str(tmp_path)))
+    assert "I5" in remote.ids
+    assert "I5" not in local.ids
+
+
 def test_the_plan_of_a_gpu_is_read_without_one(ray, photos, monkeypatch):
     """A plan that would run on a GPU, read as on a cluster that has one."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
@@ -753,9 +772,23 @@ class Rebuilds:
         return build_model() @ batch["x"]
 
 
+class BuildsOnFirstUse:
+    def __init__(self):
+        self.net = None
+
+    def _build(self):
+        return build_model()
+
+    def __call__(self, batch):
+        if self.net is None:
+            self.net = self._build()
+        return self.net @ batch["x"]
+
+
 def test_a_model_that_is_remembered_is_not_built_again():
     assert doctor_code.facts(Rebuilds).models_built() == ["build_model"]
     assert not doctor_code.facts(Remembers).models_built()
+    assert not doctor_code.facts(BuildsOnFirstUse).models_built()
 
 
 def drops_silently(row):
@@ -791,13 +824,17 @@ def one_thread(batch):
     return batch
 
 
+THREADS = 4
+
+
 def four_threads(batch):
-    torch.set_num_threads(4)
+    torch.set_num_threads(THREADS)
     return batch
 
 
 def test_one_thread_is_no_threading():
     assert doctor_code.facts(four_threads).threads_itself()
+    assert doctor_code.facts(four_threads).torch_threads(cores=2) == 4
     assert not doctor_code.facts(one_thread).threads_itself()
 
 
@@ -833,7 +870,15 @@ def test_columns_are_known_only_when_the_row_is_not_passed_on():
     assert doctor_code.facts(len).columns_used() is None
 
 
+@dataclasses.dataclass
+class Limits:
+    width: int = 500
+
+
 def test_filters_that_an_expression_can_say():
+    limits = Limits()
+    assert doctor_code.facts(lambda row: row["a"] < limits.width).expressible()
+    assert not doctor_code.facts(lambda row: row.a < 3).expressible()
     assert doctor_code.facts(lambda row: row["a"] > 3 and row["b"] != "x").expressible()
     assert not doctor_code.facts(lambda row: row["a"].startswith("x")).expressible()
 
