@@ -38,6 +38,7 @@ class Operator:
     actors: bool  # an actor pool, not tasks
     task_s: float  # from a task's start to its end as the driver saw it, summed
     cpu_s: float = 0.0  # CPU time of the workers: reading, functions, making blocks; no start-up
+    replicas: int = 0  # of an actor pool: the least that was asked for
 
     @property
     def is_input(self) -> bool:
@@ -132,6 +133,7 @@ class Run:
             "executions": len(self.executions),
             "operators": len(ops),
             "actor_operators": sum(op.actors for op in ops),
+            "replicas_asked": sum(op.replicas for op in ops),
             "tasks": sum(op.tasks for op in ops),
             "blocks": sum(op.blocks for op in ops),
             "bytes_through_store": sum(op.bytes_out for op in ops),
@@ -507,7 +509,7 @@ def _operators(executor) -> list[Operator]:
     """What each operator of one execution did, first operator first."""
     found = []
     for op in executor._topology or {}:
-        metrics = op.metrics
+        metrics, actors = op.metrics, type(op).__name__ == "ActorPoolMapOperator"
         found.append(
             Operator(
                 name=op.name,
@@ -515,9 +517,10 @@ def _operators(executor) -> list[Operator]:
                 blocks=metrics.num_task_outputs_generated,
                 rows=metrics.rows_task_outputs_generated,
                 bytes_out=metrics.bytes_task_outputs_generated,
-                actors=type(op).__name__ == "ActorPoolMapOperator",
+                actors=actors,
                 task_s=metrics.task_completion_time_s,
                 cpu_s=_cpu_seconds(op),
+                replicas=op._actor_pool.min_size() if actors else 0,
             )
         )
     return found

@@ -96,7 +96,7 @@ def test_actor_pools_are_told_from_tasks(rows, ray_session):
     run = measure.run(pipeline)
     assert run.counter("model_constructions") == 1
     assert run.batch_sizes == {4: 1, 8: 2}
-    assert run.counter("actor_operators") == 1
+    assert run.counter("actor_operators") == 1 and run.counter("replicas_asked") == 1
     assert run.counter("bytes_from_model") > 0
 
 
