@@ -1559,16 +1559,15 @@ def r7(case: Case) -> Iterator[Finding]:
         physical = stage.physical
         if not physical.inputs or physical.stages[0] is not stage:
             continue
+        images = _pixels(_schema_into(stage)).values()
+        for_cpu = images and _answers(stage) and not _gpus(stage)
+        if size < 256 and not for_cpu:
+            continue
         row, rows = _input_row_bytes(physical), _rows_into(stage)
         size = min(size, rows or size)
-        floor = (256 if _gpus(stage) else 128) * _MIB
         # A model turns each byte of a pixel into a float of four, and makes larger things of it.
-        pixels = [k for k, _, _ in _pixels(_schema_into(stage)).values() if k == "uint8"]
-        floats = 4 if pixels and _answers(stage) and not _gpus(stage) else 1
-        if floats == 4 or (_answers(stage) and not _gpus(stage) and _pixels(_schema_into(stage))):
-            floor = 64 * _MIB
-        elif size < 256:
-            continue
+        floats = 4 if for_cpu and any(kind == "uint8" for kind, _, _ in images) else 1
+        floor = (64 if for_cpu else 256 if _gpus(stage) else 128) * _MIB
         # Ray's advice is 16 MiB per batch on a CPU; several times that is a mistake, not a taste.
         if row and row * size * floats >= floor:
             what = ", as the floats that the model gets" if floats == 4 else ""

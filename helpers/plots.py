@@ -370,10 +370,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in self.header)
-        body = "".join(
-            "<tr>" + "".join(f"{_cell(cell)}{_rich(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows
-        )
+        body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in self.rows)
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         return (
             f'<div class="course-table"><table>{caption}<thead><tr>{head}</tr></thead>'
@@ -386,7 +383,8 @@ class Table:
 
 def _cell(cell) -> str:
     """A sentence keeps some width on a phone: in a narrow column it would make a tall row."""
-    return '<td class="sentence">' if len(str(cell)) > 40 else "<td>"
+    kind = ' class="sentence"' if len(str(cell)) > 40 else ""
+    return f"<td{kind}>{_rich(cell)}</td>"
 
 
 def _rich(cell) -> str:
