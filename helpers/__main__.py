@@ -69,7 +69,7 @@ Finds the images as every lesson does: IMAGENETTE_DIR, else the cached copy, els
 else a generated sample.""",
     ),
     "doctor": (
-        "helpers.doctor",
+        "helpers.doctor.command",
         "run a script of yours and name the mistakes in its Ray Data pipeline",
         """\
 Runs your script unchanged, in this process, and reads each Ray Data execution: its plan, the

@@ -237,7 +237,7 @@ def original_labels():
 
 def not_seen_by_the_doctor():
     """The mistakes that `helpers.doctor` cannot see from plan, statistics and code, and why."""
-    from helpers.doctor_rules import CANNOT_SEE
+    from helpers.doctor.rules import CANNOT_SEE
 
     rows = []
     for id, reason in CANNOT_SEE.items():
@@ -247,9 +247,9 @@ def not_seen_by_the_doctor():
 
 
 def _mistake_row(mistake: catalog.Mistake) -> str:
-    from helpers import doctor
+    from helpers.doctor import rules
 
-    seen = doctor.catalog_column(mistake.id)
+    seen = rules.catalog_column(mistake.id)
     link = f"../lessons/{mistake.lesson}.html#{mistake.id.lower()}"
     cells = {
         "What you see": f"{_prose(mistake.symptom)}"

@@ -19,8 +19,9 @@ from PIL import Image
 from torchvision import transforms
 
 from helpers import __main__ as cli
-from helpers import doctor, doctor_code
+from helpers import doctor
 from helpers.catalog import MISTAKES
+from helpers.doctor import functions, observe, rules
 from helpers.s3_server import S3Server
 
 
@@ -506,7 +507,7 @@ def floats_kept(ray, photos, table, out):
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_found(name, ray, photos, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "_STUCK_AFTER_S", 1)
+    monkeypatch.setattr(observe, "_STUCK_AFTER_S", 1)
     ids, pipeline = PLANTED[name]
     found = look(lambda: pipeline(ray, photos, table, str(tmp_path / "out")))
     assert set(ids) <= set(found.ids), str(found)
@@ -730,25 +731,21 @@ def test_the_doctor_leaves_no_trace(ray):
 
 
 def test_a_broken_rule_hides_no_other(ray, monkeypatch):
-    from helpers import doctor_rules
-
     def broken(case):
         raise ValueError("unusual pipeline")
 
-    rule = doctor_rules.Rule("broken", "", broken)
-    monkeypatch.setitem(doctor_rules.RULES, "I1", rule)
+    rule = rules.Rule("broken", "", broken)
+    monkeypatch.setitem(rules.RULES, "I1", rule)
     ds = ray.data.range(40, override_num_blocks=2).map_batches(IdModel, batch_size=1)
     assert doctor.diagnose(ds).ids == ["T3"]
 
 
 def test_every_mistake_is_seen_or_said_to_be_invisible():
-    from helpers.doctor_rules import CANNOT_SEE, RULES
-
-    assert not set(RULES) & set(CANNOT_SEE)
-    missing = set(MISTAKES) - set(RULES) - set(CANNOT_SEE)
+    assert not set(rules.RULES) & set(rules.CANNOT_SEE)
+    missing = set(MISTAKES) - set(rules.RULES) - set(rules.CANNOT_SEE)
     assert not missing, f"no rule and no reason for {missing}"
-    for mistake_id in [*RULES, *CANNOT_SEE, "X1"]:
-        assert doctor.catalog_column(mistake_id)
+    for mistake_id in [*rules.RULES, *rules.CANNOT_SEE, "X1"]:
+        assert rules.catalog_column(mistake_id)
 
 
 # ---- reading code -------------------------------------------------------------------------------
@@ -786,9 +783,9 @@ class BuildsOnFirstUse:
 
 
 def test_a_model_that_is_remembered_is_not_built_again():
-    assert doctor_code.facts(Rebuilds).models_built() == ["build_model"]
-    assert not doctor_code.facts(Remembers).models_built()
-    assert not doctor_code.facts(BuildsOnFirstUse).models_built()
+    assert functions.facts(Rebuilds).models_built() == ["build_model"]
+    assert not functions.facts(Remembers).models_built()
+    assert not functions.facts(BuildsOnFirstUse).models_built()
 
 
 def drops_silently(row):
@@ -814,9 +811,9 @@ def drops_what_it_expects(row):
 
 
 def test_rows_that_are_dropped_without_a_word():
-    assert doctor_code.facts(drops_silently).swallowed()[1]
-    assert not doctor_code.facts(drops_and_says_so).swallowed()[0]
-    assert not doctor_code.facts(drops_what_it_expects).swallowed()[0]
+    assert functions.facts(drops_silently).swallowed()[1]
+    assert not functions.facts(drops_and_says_so).swallowed()[0]
+    assert not functions.facts(drops_what_it_expects).swallowed()[0]
 
 
 def one_thread(batch):
@@ -833,9 +830,9 @@ def four_threads(batch):
 
 
 def test_one_thread_is_no_threading():
-    assert doctor_code.facts(four_threads).threads_itself()
-    assert doctor_code.facts(four_threads).torch_threads(cores=2) == 4
-    assert not doctor_code.facts(one_thread).threads_itself()
+    assert functions.facts(four_threads).threads_itself()
+    assert functions.facts(four_threads).torch_threads(cores=2) == 4
+    assert not functions.facts(one_thread).threads_itself()
 
 
 def squares_by_hand(batch):
@@ -858,16 +855,16 @@ def by_index(row):
 
 
 def test_loops_over_the_numbers_of_a_column():
-    assert ("vector", 2) in doctor_code.facts(squares_by_hand).column_loops()
-    assert doctor_code.facts(by_index).column_loops() == [("vector", 1)]
-    assert not doctor_code.facts(squares_by_row).column_loops()
-    assert not doctor_code.facts(lambda batch: {"y": batch["x"] * 2}).column_loops()
+    assert ("vector", 2) in functions.facts(squares_by_hand).column_loops()
+    assert functions.facts(by_index).column_loops() == [("vector", 1)]
+    assert not functions.facts(squares_by_row).column_loops()
+    assert not functions.facts(lambda batch: {"y": batch["x"] * 2}).column_loops()
 
 
 def test_columns_are_known_only_when_the_row_is_not_passed_on():
-    assert doctor_code.facts(lambda row: row["a"] + row.get("b", 0)).columns_used() == {"a", "b"}
-    assert doctor_code.facts(lambda row: {**row, "c": row["a"]}).columns_used() is None
-    assert doctor_code.facts(len).columns_used() is None
+    assert functions.facts(lambda row: row["a"] + row.get("b", 0)).columns_used() == {"a", "b"}
+    assert functions.facts(lambda row: {**row, "c": row["a"]}).columns_used() is None
+    assert functions.facts(len).columns_used() is None
 
 
 @dataclasses.dataclass
@@ -877,10 +874,10 @@ class Limits:
 
 def test_filters_that_an_expression_can_say():
     limits = Limits()
-    assert doctor_code.facts(lambda row: row["a"] < limits.width).expressible()
-    assert not doctor_code.facts(lambda row: row.a < 3).expressible()
-    assert doctor_code.facts(lambda row: row["a"] > 3 and row["b"] != "x").expressible()
-    assert not doctor_code.facts(lambda row: row["a"].startswith("x")).expressible()
+    assert functions.facts(lambda row: row["a"] < limits.width).expressible()
+    assert not functions.facts(lambda row: row.a < 3).expressible()
+    assert functions.facts(lambda row: row["a"] > 3 and row["b"] != "x").expressible()
+    assert not functions.facts(lambda row: row["a"].startswith("x")).expressible()
 
 
 class DoubleModel:
@@ -920,13 +917,13 @@ def with_a_backbone(batch):
 
 
 def test_double_precision_counts_in_the_model_and_not_in_its_answers():
-    assert doctor_code.facts(DoubleModel).float64()
-    assert doctor_code.facts(DoubleImages).float64()
-    assert not doctor_code.facts(DoubleAnswers).float64()
+    assert functions.facts(DoubleModel).float64()
+    assert functions.facts(DoubleImages).float64()
+    assert not functions.facts(DoubleAnswers).float64()
 
 
 def test_a_model_from_a_builder_runs_with_autograd():
-    assert "make_backbone" in doctor_code.facts(with_a_backbone).autograd()
+    assert "make_backbone" in functions.facts(with_a_backbone).autograd()
 
 
 # ---- command line -------------------------------------------------------------------------------
