@@ -74,7 +74,7 @@ def _start(paths: list[str], settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     _files = [Path(path).read_bytes() for path in paths]
     _crops = np.stack([model.preprocess(file) for file in _files])
-    net = model.resnet50(settings.precision, settings.channels_last)
+    net = model.resnet50(settings.precision, settings.channels_last, fold_batch_norm=True)
     _net = net.to(settings.torch_device)
 
 

@@ -144,12 +144,15 @@ def reference_logits(paths: Iterable[str]) -> dict[str, np.ndarray]:
 # ---- the model ----------------------------------------------------------------------------------
 
 
-def resnet50(precision: str = "float32", channels_last: bool = False):
+def resnet50(
+    precision: str = "float32", channels_last: bool = False, fold_batch_norm: bool = False
+):
     """ResNet50 on the CPU in eval mode, with `weights()`: a `torch.nn.Module`, (N, 3, 224, 224) ->
     (N, 1000) logits.
 
     `precision` ("float32", "bfloat16", "float16") and `channels_last` convert the model; inputs
-    must match (`predict` does that). Counts constructions and forward passes in `helpers.events`.
+    must match (`predict` does that). `fold_batch_norm` leaves fewer layers with the same answers
+    but for rounding. Counts constructions and forward passes in `helpers.events`.
     Raises ModelError when the weights cannot be used, ValueError for another precision.
     """
     import torch
@@ -158,8 +161,10 @@ def resnet50(precision: str = "float32", channels_last: bool = False):
 
     if precision not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"precision {precision!r}: use float32, bfloat16 or float16")
-    model = checkpoint.load(resnet.empty(), checkpoint.choose().path)
-    model = model.to(getattr(torch, precision)).eval()
+    model = checkpoint.load(resnet.empty(), checkpoint.choose().path).eval()
+    if fold_batch_norm:
+        model = resnet.fold_batch_norm(model.float())
+    model = model.to(getattr(torch, precision))
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     model.register_forward_pre_hook(_count_forward)

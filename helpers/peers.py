@@ -20,8 +20,8 @@ NAMES = ("dataloader", "daft")
 
 
 def run(name: str, paths: list[str], settings, tuned: bool = False) -> dict | None:
-    """Run one peer over `paths`, as it comes or with its memory `tuned` (see `model.tune_memory`).
-    None when it is not installed.
+    """Run one peer over `paths`, as it comes or `tuned` like the optimized pipeline: memory kept in
+    huge pages (`model.tune_memory`), batch norm folded. None when it is not installed.
 
     Returns `seconds` from the start of its process to the last answer, `first_answers_s`,
     `first_answers_images`, `images`, `images_per_s`, `steady_images_per_s` and `answers`, a dict of
@@ -31,11 +31,9 @@ def run(name: str, paths: list[str], settings, tuned: bool = False) -> dict | No
         return None
     with tempfile.TemporaryDirectory() as folder:
         job, answers = Path(folder, "job.json"), Path(folder, "answers.npz")
-        settings = {
-            key: getattr(settings, key)
-            for key in ("torch_device", "batch_size", "precision", "channels_last")
-        }
-        job.write_text(json.dumps({"paths": list(paths), "settings": settings, "tuned": tuned}))
+        keys = "torch_device", "batch_size", "precision", "channels_last"
+        chosen = {key: getattr(settings, key) for key in keys} | {"tuned": tuned}
+        job.write_text(json.dumps({"paths": list(paths), "settings": chosen}))
         start = time.time()
         command = [sys.executable, "-m", "helpers.peers", name, str(job), str(answers)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -76,7 +74,7 @@ def dataloader(paths: list[str], settings):
 
     cores = usable_cores()
     torch.set_num_threads(cores)
-    net = model.resnet50(settings.precision, settings.channels_last).to(settings.torch_device)
+    net = _network(settings)
     # Here one model works with all cores: as many images for each as a replica would get.
     size = settings.batch_size * (cores if settings.torch_device == "cpu" else 1)
     loader = DataLoader(Photos(), size, num_workers=max(1, cores - 1))
@@ -92,8 +90,7 @@ def daft(paths: list[str], settings):
     @daft.cls
     class Classify:
         def __init__(self):
-            net = model.resnet50(settings.precision, settings.channels_last)
-            self.net = net.to(settings.torch_device)
+            self.net = _network(settings)
 
         @daft.method.batch(
             return_dtype=DataType.list(DataType.float32()), batch_size=settings.batch_size
@@ -110,6 +107,11 @@ def daft(paths: list[str], settings):
         yield columns["path"], np.asarray(columns["logits"], np.float32)
 
 
+def _network(settings):
+    net = model.resnet50(settings.precision, settings.channels_last, settings.tuned)
+    return net.to(settings.torch_device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=NAMES)
@@ -117,11 +119,12 @@ def main() -> None:
     parser.add_argument("answers", type=Path)
     options = parser.parse_args()
     job = json.loads(options.job.read_text())
-    if job["tuned"]:
+    settings = argparse.Namespace(**job["settings"])
+    if settings.tuned:
         model.tune_memory()
     names, logits, first = [], [], None
     peer = {"dataloader": dataloader, "daft": daft}[options.name]
-    for part_names, part in peer(job["paths"], argparse.Namespace(**job["settings"])):
+    for part_names, part in peer(job["paths"], settings):
         first = first or (time.time(), len(part_names))
         names += part_names
         logits.append(part)

@@ -196,6 +196,16 @@ def test_options_convert_the_model(batch, logits):
         model.resnet50("int8")
 
 
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-3), ("bfloat16", 1.0)])
+def test_folded_batch_norm_gives_the_same_answers(precision, tolerance, batch, logits):
+    net = model.resnet50(precision, channels_last=True, fold_batch_norm=True)
+    assert not [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {p.dtype for p in net.parameters()} == {getattr(torch, precision)}
+    assert net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.abs(model.predict(net, batch) - logits).max() < tolerance
+    assert not np.array_equal(model.predict(net, batch[:1]), logits[:1])  # another way of rounding
+
+
 def counts_of(function) -> dict[str, int]:
     before = events.totals()
     function()
