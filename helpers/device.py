@@ -57,11 +57,14 @@ class Settings:
         return html_table(("setting", "value", "because"), self._rows())
 
 
-def recommend(device: Device | None = None, free_cpus: int = 1) -> Settings:
+def recommend(
+    device: Device | None = None, free_cpus: int = 1, images: int | None = None
+) -> Settings:
     """Settings for the device, or for the whole cluster when Ray runs.
 
     At least `free_cpus` CPUs stay free of model actors, for the tasks that read and decode. Some
     features need one more (a checkpoint's filter is an actor of its own): then ask for 2.
+    `images`: how many there are, where that is known; a few need no replica for each core.
     """
     device = device or detect()
     cpus = int(device.cluster["CPU"]) if device.cluster else device.usable_cores
@@ -77,7 +80,7 @@ def recommend(device: Device | None = None, free_cpus: int = 1) -> Settings:
     batch_size = _batch_size(device, why)
     precision, tolerance = _precision(device, why)
     if device.kind == "cpu":
-        actors, cpus_per_actor, gpus_per_actor = _cpu_pool(device, cpus, free_cpus, why)
+        actors, cpus_per_actor, gpus_per_actor = _cpu_pool(device, cpus, free_cpus, images, why)
     else:
         actors, cpus_per_actor, gpus_per_actor = _gpu_pool(device, cpus, free_cpus, why)
     held = actors * (1 if cpus_per_actor is None else cpus_per_actor)
@@ -143,16 +146,22 @@ def _precision(device: Device, why: dict) -> tuple[str, float]:
 _TOLERANCE = {"float32": 1e-3, "float16": 0.2, "bfloat16": 1.0}
 
 
-def _cpu_pool(device: Device, cpus: int, free_cpus: int, why: dict):
+_IMAGES_PER_REPLICA = 32  # on one core about as long as a replica takes to start
+
+
+def _cpu_pool(device: Device, cpus: int, free_cpus: int, images: int | None, why: dict):
     """One single-threaded replica for each core; together they reserve all but `free_cpus`."""
     by_memory = max(1, int(0.5 * device.memory_bytes / (1.5 * _GB)))
     nodes = device.cluster["nodes"] if device.cluster else 1
-    actors = min(cpus, int(by_memory * nodes))
+    possible = min(cpus, int(by_memory * nodes))
+    worth = possible if images is None else math.ceil(images / _IMAGES_PER_REPLICA)
+    actors = max(1, min(possible, worth))
     share = math.floor(max(0, cpus - free_cpus) / actors * 100) / 100
     share = min(share, 0.99)  # exactly 1 would fuse the preprocessing into the actor
     why["actors"] = (
         "One replica for each core: the model takes nearly all of the time. "
-        + ("Memory allows no more (1.5 GB each)." if actors < cpus else "")
+        + ("Memory allows no more (1.5 GB each). " if possible < cpus else "")
+        + (f"But so few images ({images}) are not worth more starts." if actors < possible else "")
     ).strip()
     why["cpus_per_actor"] = (
         f"Leaves {cpus - actors * share:.2g} of {cpus} CPUs to the tasks, or everything would "

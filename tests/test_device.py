@@ -91,6 +91,13 @@ def test_little_memory_means_fewer_replicas():
     assert device.recommend(machine(16, memory_bytes=8 * GB)).actors < 16
 
 
+def test_a_few_images_need_no_replica_for_each_core():
+    assert device.recommend(machine(8), images=24).actors == 1
+    assert "24" in device.recommend(machine(8), images=24).reasons["actors"]
+    assert device.recommend(machine(8), images=10_000).actors == 8
+    assert device.recommend(machine(8, 2), images=1).actors == 2  # a GPU is not left idle
+
+
 def test_a_cluster_counts_more_than_this_machine():
     found = machine(2, cluster=True)
     cluster = found.cluster | {"CPU": 64.0, "GPU": 8.0, "nodes": 8.0}
