@@ -16,7 +16,8 @@ _COMMANDS = {
         """\
 Runs the same images through the baseline, the optimized pipeline, a plain PyTorch DataLoader loop
 and, where it is installed, Daft, each in a process of its own; measures the ceiling of this
-machine; checks that all answers are the same; and writes a report with figures.
+machine; checks that all answers are the same; and writes a report with figures. (Loop and Daft run
+as they come. Tuned like the optimized pipeline, the loop stands in lesson 06.)
 
   python -m helpers compare --images 512
   python -m helpers compare --images 512 --json numbers.json

@@ -246,7 +246,7 @@ _ALL = [
         "The model alone is slower than the device should allow; memory grows during the pass",
         "Autograd keeps activations; the layout and the precision do not suit the kernels",
         "forward passes with autograd, forward passes in channels-last",
-        "`torch.inference_mode()`, channels-last, bf16 where the device has it",
+        "`torch.inference_mode()`, channels-last, bf16 where the device has it, batch norm folded",
         "bf16 without hardware for it is slower than fp32",
     ),
     Mistake(
