@@ -999,3 +999,22 @@ def test_it_works_from_another_folder_and_starts_ray(tmp_path):
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["findings"][0]["id"] == "T3"
+
+
+weights = np.zeros(1_000_000)  # a script's global, which only the first of these refers to
+
+
+def test_an_attribute_is_no_global_of_the_same_name():
+    class Refers:
+        def __call__(self, batch):
+            return {"y": batch["x"] @ weights}
+
+    class HasItsOwn:
+        def __init__(self, weights):
+            self.weights = weights
+
+        def __call__(self, batch):
+            return {"y": batch["x"] @ self.weights}
+
+    assert functions.captured(Refers) == [("weights", weights.nbytes)]
+    assert not functions.captured(HasItsOwn)

@@ -5,6 +5,7 @@ interpreter) there are no facts, and rules that need them stay silent.
 """
 
 import ast
+import dis
 import functools
 import inspect
 import linecache
@@ -1026,7 +1027,8 @@ def _slices(subscript: ast.Subscript) -> bool:
 
 
 def _global_names(code) -> set[str]:
-    names = set(code.co_names)
+    # Not all of `co_names`: they hold attributes, too, and `self.model` is no global `model`.
+    names = {i.argval for i in dis.get_instructions(code) if i.opname.endswith("_GLOBAL")}
     for constant in code.co_consts:
         if inspect.iscode(constant):
             names |= _global_names(constant)
