@@ -256,6 +256,9 @@ def _quiet_environment(quiet: bool, starts: bool) -> None:
         # second before it asks again. As many seconds in all, in smaller steps.
         os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "50")
         os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "200")
+    elif Path("~/.ray/auth_token").expanduser().exists():
+        # If it was there at `ray start`, the cluster asks for it; another cluster does not mind.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Ray reads Parquet footers with 32 actors by default; on a small machine they take half a
     # minute to start.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", str(min(32, usable_cores())))

@@ -225,3 +225,15 @@ def test_ray_data_warns_of_no_free_cpus_only_if_it_stays_so(
     finally:
         log.removeHandler(handler)
     assert len(records) == shown + 1
+
+
+def test_a_cluster_with_a_token_is_joined_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # monkeypatch restores it
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    device._quiet_environment(quiet=True, starts=False)
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    device._quiet_environment(quiet=True, starts=False)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
