@@ -60,7 +60,7 @@ def main(options) -> int:
     ours, before = sys.modules["__main__"], ray.is_initialized()
     try:
         with watch() as seen:
-            failure = _run_script(source, script.resolve(), options.arguments)
+            failure = _run_script(source, script.resolve(), options.arguments, seen)
             diagnosis = seen.diagnosis()
     finally:
         sys.modules["__main__"] = ours  # until now the script's functions were looked up there
@@ -82,7 +82,7 @@ def main(options) -> int:
     return 2 if failure else 1 if diagnosis.findings else 0
 
 
-def _run_script(source, script: Path, arguments: list[str]) -> str:
+def _run_script(source, script: Path, arguments: list[str], seen: watch) -> str:
     """Execute a script as `python script` would; returns why it did not end well, or nothing."""
     import types
 
@@ -99,7 +99,9 @@ def _run_script(source, script: Path, arguments: list[str]) -> str:
     except Stuck as stuck:
         print(f"doctor: {stuck}", file=sys.stderr)
     except KeyboardInterrupt:
-        return "was interrupted"
+        if not seen.blocked:
+            return "was interrupted"
+        print(f"doctor: {seen.blocked} The doctor ended this execution.", file=sys.stderr)
     except BaseException as error:
         if _caused_by_stuck(error):
             print(f"doctor: {_caused_by_stuck(error)}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Looking on while Ray Data runs: every execution of this process, and who asked for it."""
 
+import _thread
 import contextlib
 import functools
 import json
@@ -57,6 +58,7 @@ class watch:
         self.calls: list[Call] = []
         self.collected: list[tuple[str, int]] = []  # (writer, rows) that the driver itself wrote
         self.notes: list[str] = []
+        self.blocked = ""  # why the doctor interrupted the main thread
         self.from_items: dict = {}
         self._live: list = []
         self._undo: list = []
@@ -211,7 +213,7 @@ class _Recording:
         self.done = False
         self.execution: Execution | None = None
         self._executor = lambda: None
-        self._next = 0.0
+        self._next = self._stepped = 0.0
         self._progress = (None, 0.0)
 
     def before_execution_starts(self, executor):
@@ -225,12 +227,15 @@ class _Recording:
             if self.execution.call is not None:
                 self.execution.call.executions.append(self.execution)
             self._spilled = _spilled_bytes()
+            if self.execution.stuck:
+                self._stepped = self._start
+                threading.Thread(target=self._end_if_blocked, daemon=True).start()
             if self.execution.write is not None:
                 self.execution.existing = files_in_folder(self.execution.write.op)
             self.owner.executions.append(self.execution)
 
     def on_execution_step(self, executor):
-        now = time.perf_counter()
+        now = self._stepped = time.perf_counter()
         if now < self._next or self.execution is None:
             return
         self._next = now + _STEP_S
@@ -245,6 +250,19 @@ class _Recording:
             self._progress = (done, now)
         elif reason and now - self._progress[1] > _STUCK_AFTER_S:
             raise Stuck(f"{reason} The doctor ended this execution: it could not go on.")
+
+    def _end_if_blocked(self):
+        """An all-to-all operator that waits for a CPU blocks Ray Data's loop, so no step follows in
+        which the execution could be ended; the main thread, which waits for rows, still can."""
+        while not self.done:
+            time.sleep(_STEP_S)
+            silent = time.perf_counter() - self._stepped > 2 * _STUCK_AFTER_S
+            executor = self._executor()
+            # Until the pools have started, other tasks may have the CPUs.
+            if silent and executor is not None and _pools_have_started(executor):
+                self.owner.blocked = self.execution.stuck
+                _thread.interrupt_main()
+                return
 
     def after_execution_succeeds(self, executor):
         self._end(executor)
@@ -283,6 +301,18 @@ class _Recording:
                 execution.written = {k: v for k, v in after.items() if k not in before}
                 # What Ray counts there are reports of the write, not rows.
                 execution.write.physical.rows = parquet_rows(execution.written)
+
+
+def _pools_have_started(executor) -> bool:
+    """Asks Ray itself: a blocked loop does not notice that an actor is ready."""
+    import ray
+
+    for pool in (op._actor_pool for op in executor._topology if hasattr(op, "_actor_pool")):
+        pending = list(pool._pending_actors)
+        ready = ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else []
+        if pool.num_running_actors() + len(ready) < pool.min_size():
+            return False
+    return True
 
 
 def _spilled_bytes() -> int:
