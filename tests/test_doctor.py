@@ -1018,3 +1018,18 @@ def test_an_attribute_is_no_global_of_the_same_name():
 
     assert functions.captured(Refers) == [("weights", weights.nbytes)]
     assert not functions.captured(HasItsOwn)
+
+
+class HoldsACpu:
+    def __call__(self, batch):
+        return batch
+
+
+def test_an_execution_that_is_blocked_inside_a_step_is_ended(ray, monkeypatch):
+    monkeypatch.setattr(observe, "_STUCK_AFTER_S", 3)
+    pool = {"compute": ray.data.ActorPoolStrategy(size=2), "num_cpus": 1}
+    with doctor.watch() as seen, pytest.raises(KeyboardInterrupt):
+        rows = ray.data.from_items([{"x": i} for i in range(8)]).repartition(4)
+        rows.map(lambda row: row, num_cpus=0.5).map_batches(HoldsACpu, **pool).materialize()
+    assert "2 of 2 CPUs" in seen.blocked
+    assert "R4" in seen.diagnosis().ids

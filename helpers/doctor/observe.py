@@ -254,15 +254,18 @@ class _Recording:
     def _end_if_blocked(self):
         """An all-to-all operator that waits for a CPU blocks Ray Data's loop, so no step follows in
         which the execution could be ended; the main thread, which waits for rows, still can."""
-        while not self.done:
-            time.sleep(_STEP_S)
-            silent = time.perf_counter() - self._stepped > 2 * _STUCK_AFTER_S
-            executor = self._executor()
-            # Until the pools have started, other tasks may have the CPUs.
-            if silent and executor is not None and _pools_have_started(executor):
-                self.owner.blocked = self.execution.stuck
-                _thread.interrupt_main()
-                return
+        with self.owner._careful():
+            while not self.done:
+                time.sleep(_STEP_S)
+                if time.perf_counter() - self._stepped < 2 * _STUCK_AFTER_S:
+                    continue
+                executor = self._executor()
+                if executor is None or not executor.is_alive():  # left early, not blocked
+                    return
+                if _pools_have_started(executor):  # until then, other tasks may have the CPUs
+                    self.owner.blocked = self.execution.stuck
+                    _thread.interrupt_main()
+                    return
 
     def after_execution_succeeds(self, executor):
         self._end(executor)
