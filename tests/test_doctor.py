@@ -8,8 +8,10 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -930,6 +932,7 @@ def test_a_model_from_a_builder_runs_with_autograd():
 
 SCRIPT = """
 import sys
+import threading
 import ray
 
 def double(batch):
@@ -1028,8 +1031,15 @@ class HoldsACpu:
 def test_an_execution_that_is_blocked_inside_a_step_is_ended(ray, monkeypatch):
     monkeypatch.setattr(observe, "_STUCK_AFTER_S", 3)
     pool = {"compute": ray.data.ActorPoolStrategy(size=2), "num_cpus": 1}
-    with doctor.watch() as seen, pytest.raises(KeyboardInterrupt):
-        rows = ray.data.from_items([{"x": i} for i in range(8)]).repartition(4)
-        rows.map(lambda row: row, num_cpus=0.5).map_batches(HoldsACpu, **pool).materialize()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        with doctor.watch() as seen, pytest.raises(KeyboardInterrupt):
+            rows = ray.data.from_items([{"x": i} for i in range(8)]).repartition(4)
+            rows.map(lambda row: row, num_cpus=0.5).map_batches(HoldsACpu, **pool).materialize()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "2 of 2 CPUs" in seen.blocked
     assert "R4" in seen.diagnosis().ids
+    # Whoever shuts Ray down now must not do so under a loop that still runs.
+    assert not [t for t in threading.enumerate() if t.name.startswith("StreamingExecutor")]

@@ -1,10 +1,10 @@
 """Looking on while Ray Data runs: every execution of this process, and who asked for it."""
 
-import _thread
 import contextlib
 import functools
 import json
 import os
+import signal
 import threading
 import time
 import traceback
@@ -59,9 +59,10 @@ class watch:
         self.collected: list[tuple[str, int]] = []  # (writer, rows) that the driver itself wrote
         self.notes: list[str] = []
         self.blocked = ""  # why the doctor interrupted the main thread
+        self._interrupted: threading.Thread | None = None  # Ray Data's loop in that case
         self.from_items: dict = {}
         self._live: list = []
-        self._undo: list = []
+        self._leave = contextlib.ExitStack()  # undoes the hooks, the last one first
         self._thread = threading.local()
         self._streams: dict[str, Call] = {}
 
@@ -73,12 +74,13 @@ class watch:
         for name in _consuming(ray.data.Dataset):
             self._patch(ray.data.Dataset, name, functools.partial(self._consume, name))
         self._watch_writers()
+        self._accept_interrupts()
         return self
 
     def __exit__(self, *exc):
-        for owner, name, original in reversed(self._undo):
-            setattr(owner, name, original)
-        self._undo = []
+        self._leave.close()
+        if self._interrupted is not None:  # it goes on once it has the actors' CPUs
+            self._interrupted.join(_STUCK_AFTER_S)
         self.settle()
 
     def diagnosis(self) -> Diagnosis:
@@ -97,7 +99,7 @@ class watch:
 
     def _patch(self, owner, name, wrapper):
         original = getattr(owner, name)
-        self._undo.append((owner, name, original))
+        self._leave.callback(setattr, owner, name, original)
 
         @functools.wraps(original)
         def patched(*args, **kwargs):
@@ -153,6 +155,14 @@ class watch:
         self._patch(json, "dump", functools.partial(self._driver_wrote, "json.dump"))
         writerows = functools.partial(self._driver_wrote, "csv writerows")
         self._patch(csv.DictWriter, "writerows", lambda f, me, rows: writerows(f, rows, me=me))
+
+    def _accept_interrupts(self):
+        """A shell lets what it starts in the background ignore SIGINT, which ends a blocked
+        execution here."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._leave.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
     def _driver_wrote(self, writer, original, what, *args, me=None, **kwargs):
         with self._careful():
@@ -264,7 +274,8 @@ class _Recording:
                     return
                 if _pools_have_started(executor):  # until then, other tasks may have the CPUs
                     self.owner.blocked = self.execution.stuck
-                    _thread.interrupt_main()
+                    self.owner._interrupted = executor
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
                     return
 
     def after_execution_succeeds(self, executor):
