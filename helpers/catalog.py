@@ -154,7 +154,7 @@ _ALL = [
         "transformation",
         "The model built inside the function",
         "Throughput rises steeply with the batch size; weights are loaded again and again",
-        "A function has no memory: each call builds and loads the model anew",
+        "A function has no memory: each call builds the model anew; with a global, each task",
         "model constructions: one per batch against one per actor",
         "A class whose `__init__` builds the model, with `compute=ActorPoolStrategy(...)`",
         "Few, large batches hide it: the cost is per batch, not per image",

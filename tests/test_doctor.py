@@ -5,6 +5,7 @@ plan proves has no floor, and what only counts in bulk has one, which the plante
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -505,6 +506,65 @@ def floats_kept(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
     ds = ds.map_batches(lambda b: {**b, "image": np.float32(b["image"])}).materialize()
     ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
+@planted("T4")
+def floats_from_a_parquet_file(ray, photos, table, out):
+    rows = [{"id": i, "image": np.zeros((64, 64, 3), np.uint8)} for i in range(16)]
+    ray.data.from_items(rows).write_parquet(out + "-in")
+    ds = ray.data.read_parquet(out + "-in")
+    ds = ds.map_batches(lambda b: {"id": b["id"], "image": np.float32(b["image"]) / 255})
+    ds.map_batches(IdModel, batch_size=8, compute=pool(ray), num_cpus=0.5).write_parquet(out)
+
+
+@planted("T1")
+def three_numbers_at_a_time(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    ds.map(luminance).materialize()
+
+
+def luminance(row):
+    total = 0.0
+    for line in row["image"][::2, ::2].tolist():
+        for r, g, b in line:
+            total += 0.3 * r + 0.6 * g + 0.1 * b
+    row["luminance"] = total
+    return row
+
+
+@planted("I7")
+def one_row_group(ray, photos, table, out):
+    files = ray.data.read_binary_files(photos, include_paths=True).take_all()
+    os.makedirs(out + "-in")
+    pd.DataFrame(files).to_parquet(out + "-in/all.parquet")
+    ds = ray.data.read_parquet(out + "-in").map(decode)
+    ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
+@planted("T8")
+def pixels_iterated_as_pandas(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(160, 160), mode="RGB", include_paths=True)
+    for frame in ds.iter_batches(batch_format="pandas"):
+        assert len(frame)
+
+
+class GivenModel:
+    def __init__(self, model):
+        import ray
+
+        self.model = ray.get(model)
+
+    def __call__(self, batch):
+        x = torch.from_numpy(batch["image"]).float()
+        return {"path": batch["path"], "y": self.model(x).detach().numpy()[:, 0, 0, 0]}
+
+
+@planted("T11")
+def autograd_with_a_given_model(ray, photos, table, out):
+    model = ray.put(torch.nn.Linear(3, 2))
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    given = {"fn_constructor_args": [model], "compute": pool(ray)}
+    ds.map_batches(GivenModel, batch_size=8, **given).materialize()
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -1026,6 +1086,38 @@ def test_an_attribute_is_no_global_of_the_same_name():
 class HoldsACpu:
     def __call__(self, batch):
         return batch
+
+
+SCRIPT_WITH_A_GLOBAL = """
+import torchvision
+
+model = None
+
+def get_model(log):
+    global model
+    if model is None:
+        with open(log, "a") as file:
+            file.write("built\\n")
+        model = torchvision.models.squeezenet1_1()
+    return model
+
+def predict(batch, log):
+    get_model(log)
+    return {"id": batch["id"]}
+"""
+
+
+def test_a_global_of_a_script_lasts_for_one_task(ray, tmp_path):
+    file, log = tmp_path / "script.py", tmp_path / "log"
+    file.write_text(SCRIPT_WITH_A_GLOBAL)
+    script = {"__name__": "__main__"}
+    exec(compile(SCRIPT_WITH_A_GLOBAL, str(file), "exec"), script)
+    rows = ray.data.range(30, override_num_blocks=6)
+    predict = functools.partial(script["predict"], log=str(log))
+    found = look(lambda: rows.map_batches(predict, batch_size=1).materialize())
+    (finding,) = (f for f in found.findings if f.id == "T2")
+    assert finding.numbers["constructions"] == 6
+    assert len(log.read_text().splitlines()) == 6
 
 
 def test_an_execution_that_is_blocked_inside_a_step_is_ended(ray, monkeypatch):

@@ -5,6 +5,7 @@ interpreter) there are no facts, and rules that need them stay silent.
 """
 
 import ast
+import contextlib
 import dis
 import functools
 import inspect
@@ -69,6 +70,7 @@ _DECODERS = {
     "skimage.io.imread",
     "librosa.load",
 }
+_SCRIPT = ("__main__", "__mp_main__")  # modules that no worker can import
 _TRANSFORMS = {"ToPILImage", "ToTensor", "PILToTensor"}
 # What leaves no autograd graph, or is an inference interface that turns it off itself.
 _NO_GRAD = re.compile(
@@ -83,6 +85,7 @@ class Call:
     node: ast.Call
     inside: str  # the function or method that contains it
     guarded: bool  # behind "only if it is not there yet"
+    kept_in: str = ""  # the module whose globals remember it then
     target: object = None  # what the name stands for, where that is known
     given: object = None  # its first argument, where that is a name of the module
 
@@ -101,6 +104,7 @@ class Facts:
     parameter: str | None = None  # its row or batch
     body: list[ast.AST] = field(default_factory=list)  # entry and the helpers that it calls
     cls: ast.ClassDef | None = None
+    init: ast.FunctionDef | None = None
 
     @property
     def known(self) -> bool:
@@ -141,6 +145,17 @@ class Facts:
     def models_built(self) -> list[str]:
         """Names of models that each call builds or loads anew."""
         return [c.name for c in self.calls if not c.guarded and _builds_model(c, self)]
+
+    def models_forgotten(self) -> list[str]:
+        """Names of models that a function keeps in a global of the script. Ray unpickles what a
+        script defines for each task anew, globals and all, so the next task builds it again."""
+        if self.is_class:
+            return []
+        return [
+            call.name
+            for call in self.calls
+            if call.guarded and call.kept_in in _SCRIPT and _builds_model(call, self)
+        ]
 
     # -- columns
 
@@ -208,24 +223,39 @@ class Facts:
 
     # -- single findings
 
-    def autograd(self) -> str | None:
-        """The model call that runs with autograd, when the text proves it."""
-        if not self.known or _NO_GRAD.search(self.text):
-            return None
-        models = self._torch_models()
+    def autograd(self, arguments: dict | None = None) -> str | None:
+        """The model call that runs with autograd, when the text proves it. `arguments`: of the
+        class's `__init__`, by name."""
         torch = sys.modules.get("torch")
+        if not self.known or torch is None or _NO_GRAD.search(self.text):
+            return None
+        models = self._torch_models() | self._given_models(arguments or {}, torch)
         for call in self.calls:
             name = ast.unparse(call.node.func)
             if name in models:
-                return f"`{name}(...)`, made by {models[name]}"
-            if torch is not None and _learns(call.target, torch):
+                return f"`{name}(...)`, {models[name]}"
+            if _learns(call.target, torch):
                 return f"`{name}(...)`, a {type(call.target).__name__}"
         return None
 
     def _torch_models(self) -> dict[str, str]:
         """What the code calls its torch models -> what makes them."""
         made = [c for c in self.init_calls + self.calls if _is_torch_model(c, self)]
-        return {name: call.name for call in made if (name := _assigned(call.node))}
+        return {name: f"made by {c.name}" for c in made if (name := _assigned(c.node))}
+
+    def _given_models(self, arguments: dict, torch) -> dict[str, str]:
+        """What `__init__` calls the torch models that it gets -> how they come."""
+        found = {}
+        for node in self.init.body if self.init is not None else []:
+            if not isinstance(node, ast.Assign):
+                continue
+            value, how = node.value, "which is given to `__init__`"
+            if isinstance(value, ast.Call) and ast.unparse(value.func) == "ray.get" and value.args:
+                value, how = value.args[0], "which is `ray.get` of a reference"
+            given = _given(value, arguments) if isinstance(value, ast.Name) else None
+            if _learns(_referenced(given), torch):
+                found |= {ast.unparse(target): how for target in node.targets}
+        return found
 
     @property
     def calls_module(self) -> bool:
@@ -387,6 +417,16 @@ def constructor_arguments(op) -> dict:
     return dict(bound.arguments)
 
 
+def _referenced(value):
+    """What a Ray reference stands for, if that is there already; anything else as it is."""
+    ray = sys.modules.get("ray")
+    if ray is None or not isinstance(value, ray.ObjectRef):
+        return value
+    with contextlib.suppress(Exception):  # not ready, or from a cluster that is gone
+        return ray.get(value, timeout=0)
+    return None
+
+
 def _given(node, arguments: dict):
     """The value of `name`, `name.field` or `name["key"]`, if it is one of the arguments."""
     if isinstance(node, ast.Name):
@@ -507,7 +547,7 @@ def _class_facts(cls, method: str) -> Facts:
             start = Facts(name=found.name, is_class=True)
             rest = {k: v for k, v in methods.items() if k != method}
             _follow(start, init, methods["__init__"].__globals__, init_aliases, init_lines, rest)
-            found.init_calls = start.calls
+            found.init, found.init_calls = init, start.calls
             found.text += "\n" + start.text
     if found.cls is not None:
         found.text += "\n" + "\n".join(ast.unparse(d) for d in found.cls.decorator_list)
@@ -561,7 +601,10 @@ def _follow(
                 continue
         first, _, rest = dotted.partition(".")
         full = aliases.get(first, first) + ("." + rest if rest else "")
-        call = Call(full, child, name, guarded or _guarded(child), _resolve(dotted, scope))
+        call = Call(full, child, name, guarded or _guarded(child))
+        call.target = _resolve(dotted, scope)
+        if call.guarded:
+            call.kept_in = scope.get("__name__", "")
         if child.args and (argument := _dotted(child.args[0])):
             call.given = _resolve(argument, scope)
         found.calls.append(call)
@@ -569,14 +612,14 @@ def _follow(
         if first in ("self", "cls") and methods and rest in methods:
             target = methods[rest]
         if hasattr(target, "__wrapped__") and hasattr(target, "cache_info"):
-            call.guarded = True
+            call.guarded, call.kept_in = True, ""
             continue
         for function in [target, *_applied(child, scope)]:
             if not inspect.isfunction(function) or not _is_users(function.__code__.co_filename):
                 continue
             inner, inner_aliases, inner_lines = _find(function.__code__)
             if inner is not None and _remembers(inner):
-                call.guarded = True  # and what it builds, it builds once
+                call.guarded, call.kept_in = True, function.__module__  # it builds once
             elif inner is not None:
                 _follow(
                     found, inner, function.__globals__, inner_aliases, inner_lines,
@@ -961,6 +1004,9 @@ class _ColumnLoops:
             known |= {
                 n.id: (column, depth + 1) for n in ast.walk(target) if isinstance(n, ast.Name)
             }
+        # `for r, g, b in line` visits each of the three, too.
+        single = isinstance(source, ast.Name | ast.Subscript | ast.Attribute)
+        depth += isinstance(target, ast.Tuple) and single
         if self._computes(node):
             self.found.append((column, depth + 1))
 
@@ -975,7 +1021,7 @@ class _ColumnLoops:
             value = self._column(node.value, known)
             return value if value is None or _slices(node) else (value[0], value[1] + 1)
         if isinstance(node, ast.Call):
-            name = (_dotted(node.func) or "").split(".")[-1]
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             inside = [node.func.value] if isinstance(node.func, ast.Attribute) else []
             if name in self._WRAPPERS or name in ("range", "len"):
                 found = (self._column(n, known) for n in [*node.args, *inside])
@@ -1037,7 +1083,7 @@ def _global_names(code) -> set[str]:
 
 def _by_value(function) -> bool:
     """Whether the function travels with what it refers to, and not as "import it there"."""
-    return function.__module__ in ("__main__", "__mp_main__") or "<locals>" in function.__qualname__
+    return function.__module__ in _SCRIPT or "<locals>" in function.__qualname__
 
 
 def _size(value) -> int:

@@ -288,6 +288,7 @@ class _Footers:
     rows: int
     columns: dict[str, int]  # uncompressed bytes
     files: list[int]  # sizes
+    row_groups: int
 
 
 def _footers(read: Stage, at_most: int = 64) -> _Footers | None:
@@ -297,11 +298,12 @@ def _footers(read: Stage, at_most: int = 64) -> _Footers | None:
     paths = parquet_files(getattr(listing(read), "paths", None) or [])
     if not paths or len(paths) > at_most:
         return None
-    rows, columns, sizes = 0, defaultdict(int), []
+    rows, columns, sizes, row_groups = 0, defaultdict(int), [], 0
     try:
         for path in paths:
             footer = pq.read_metadata(path)
             rows += footer.num_rows
+            row_groups += footer.num_row_groups
             sizes.append(os.path.getsize(path))
             for g in range(footer.num_row_groups):
                 group = footer.row_group(g)
@@ -311,7 +313,7 @@ def _footers(read: Stage, at_most: int = 64) -> _Footers | None:
                     columns[name] += chunk.total_uncompressed_size
     except (OSError, ValueError):
         return None
-    return _Footers(rows, dict(columns), sizes)
+    return _Footers(rows, dict(columns), sizes, row_groups)
 
 
 def i5(case: Case) -> Iterator[Finding]:
@@ -424,6 +426,7 @@ def i7(case: Case) -> Iterator[Finding]:
     for execution, stage in case.each():
         if execution.cpus < 2:
             continue
+        change = "Several blocks: no repartition, or 2 to 4 blocks per CPU"
         if stage.kind == "Repartition" and getattr(stage.op, "num_outputs", None) == 1:
             how = "`repartition(1)`"
         elif (
@@ -435,25 +438,36 @@ def i7(case: Case) -> Iterator[Finding]:
             how = "`override_num_blocks=1`"
         elif stage.kind in _SOURCES and stage.op.num_outputs == 1:
             how = f"one table in `{_SOURCES[stage.kind]}`"
+        elif _one_row_group(stage):
+            how = "a Parquet file with a single row group"
+            change = "Several files or row groups (`row_group_size=`) where it is written"
         else:
             continue
         behind = [s for s in execution.after(stage) if s.is_udf]
         if not behind or behind[0].physical.tasks != 1 or only_a_look(execution):
             continue
         work = behind[0].physical
-        # A small table is no loss in one piece: images, a megabyte or a second of work are.
+        # A small table is no loss in one piece: images, a megabyte or a second of work are. (Where
+        # nobody asked for one piece, images are.)
         media = any(is_media(s) for s in execution.before(behind[0]))
+        media |= any(s.code.decodes for s in behind)
         rows = rows_into(behind[0]) or 0
         size = max(work.bytes_out or 0, rows * (input_row_bytes(work) or 0))
-        if rows >= 16 and (media or size >= 1e6 or work.busy_s >= 1):
+        asked = stage.kind != "ReadFiles"
+        if rows >= 16 and (media or asked and (size >= 1e6 or work.busy_s >= 1)):
             yield Finding(
                 "I7",
                 behind[0].name,
                 f"{how} leaves one block of {rows} rows ({megabytes(size)}): one task works, "
                 f"{amount(execution.cpus - 1)} of {amount(execution.cpus, 'CPU')} wait",
-                "Several blocks: no repartition, or 2 to 4 blocks per CPU",
+                change,
                 {"tasks": 1, "rows": rows, "bytes": size, "cpus": execution.cpus},
             )
+
+
+def _one_row_group(read: Stage) -> bool:
+    footers = _footers(read, at_most=1) if read.kind == "ReadFiles" else None
+    return footers is not None and footers.row_groups == 1
 
 
 def i8(case: Case) -> Iterator[Finding]:

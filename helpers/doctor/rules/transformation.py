@@ -53,7 +53,8 @@ def t1(case: Case) -> Iterator[Finding]:
             yield Finding(
                 "T1",
                 stage.name,
-                f"a Python loop visits each number in {column!r}: {amount(values)} of them",
+                f"a Python loop visits the numbers in {column!r} one by one, {amount(values)} at "
+                "most",
                 "NumPy on the whole column, or on the whole array: one expression, no loop",
                 {"values": values},
             )
@@ -94,6 +95,8 @@ def _shape_of(stage: Stage, column: str) -> tuple | None:
     position = stage.physical.stages.index(stage)
     if position == 1 and stage.physical.stages[0].kind == "ReadFiles":
         schema = stage.physical.stages[0].op.scanner.schema
+    if schema is None and stage is stage.physical.stages[-1]:  # what it passes on, it got
+        schema = None if stage.code.changes_column(column) else stage.physical.schema
     tensor = tensor_columns(schema).get(column)
     if tensor is not None:
         return tensor[1]
@@ -110,10 +113,25 @@ def _shape_of(stage: Stage, column: str) -> tuple | None:
     return None
 
 
+_IN_INIT = "A class whose `__init__` builds the model, with `compute=ActorPoolStrategy(size=...)`"
+
+
 def t2(case: Case) -> Iterator[Finding]:
     for execution, stage in case.each():
-        built = stage.code.models_built() if stage.is_udf else []
-        if not built or only_a_look(execution):
+        if not stage.is_udf or only_a_look(execution):
+            continue
+        forgotten, tasks = stage.code.models_forgotten(), stage.physical.tasks or 0
+        if forgotten and tasks > 2 * execution.cpus:  # a process for each core needs one anyway
+            yield Finding(
+                "T2",
+                stage.name,
+                f"`{forgotten[0].removeprefix('?.')}(...)` is kept in a global of the script, "
+                f"which lasts for one task: built {amount(tasks, 'time')}",
+                _IN_INIT,
+                {"constructions": tasks},
+            )
+        built = stage.code.models_built()
+        if not built:
             continue
         rows = rows_into(stage)
         size = stage.op.batch_size if stage.kind == "MapBatches" else 1
@@ -126,7 +144,7 @@ def t2(case: Case) -> Iterator[Finding]:
             stage.name,
             f"`{built[0].removeprefix('?.')}(...)` stands in what is called for each {per}"
             + (f": at least {amount(calls, 'time')}" if calls else ""),
-            "A class whose `__init__` builds the model, with `compute=ActorPoolStrategy(size=...)`",
+            _IN_INIT,
             {"constructions": calls},
             "code",
         )
@@ -203,7 +221,7 @@ def t4(case: Case) -> Iterator[Finding]:
             following = case.after(execution, stages[-1]) if kept else []
             if not next_is_udf(last) and not any(s.is_udf for s in following):
                 continue
-            images = any(is_media(s) for s in execution.before(stages[-1]))
+            images = any(is_media(s) for s in case.before(execution, stages[-1]))
             if not images and not _uint8_in(physical) and not any(s.code.decodes for s in stages):
                 continue
             for name, (kind, shape, ndim) in tensor_columns(physical.schema).items():
@@ -239,11 +257,10 @@ def _moved(physical: Physical) -> Physical:
 
 
 def _uint8_in(physical: Physical) -> bool:
-    return any(
-        kind in ("uint8",) and ndim >= 3
-        for p in physical.inputs
-        for kind, _, ndim in tensor_columns(p.schema).values()
-    )
+    schemas = [p.schema for p in physical.inputs]
+    schemas += [s.op.scanner.schema for s in physical.stages if s.kind == "ReadFiles"]
+    columns = [column for schema in schemas for column in tensor_columns(schema).values()]
+    return any(kind == "uint8" and ndim >= 3 for kind, _, ndim in columns)
 
 
 def t5(case: Case) -> Iterator[Finding]:
@@ -407,6 +424,24 @@ def t8(case: Case) -> Iterator[Finding]:
                 {"tensor_columns": len(tensors)},
                 "plan",
             )
+    yield from _pandas_iteration(case)
+
+
+def _pandas_iteration(case: Case) -> Iterator[Finding]:
+    for call in case.calls:
+        last = call.executions[-1].operators[-1] if call.executions else None
+        if last is None or call.keywords.get("batch_format") != "pandas":
+            continue
+        pixels = pixel_columns(last.schema)
+        if pixels and (last.bytes_out or 0) >= 1e6:
+            yield Finding(
+                "T8",
+                f"{call.name} of {last.name}",
+                f'`batch_format="pandas"` with pixels in {", ".join(map(repr, pixels))}: each row '
+                f"becomes a Python object, {megabytes(last.bytes_out)} in all",
+                "Leave the pixels out of what is returned, or iterate over NumPy batches",
+                {"bytes": last.bytes_out},
+            )
 
 
 def _stacks(code, column: str) -> bool:
@@ -470,7 +505,8 @@ def t11(case: Case) -> Iterator[Finding]:
     for _, stage in case.each():
         if not stage.is_udf:
             continue
-        autograd, double = stage.code.autograd(), stage.code.float64()
+        autograd = stage.code.autograd(functions.constructor_arguments(stage.op))
+        double = stage.code.float64()
         if autograd:
             yield Finding(
                 "T11",
