@@ -104,15 +104,7 @@ def pipeline(paths: list[str], settings: Settings, filesystem=None) -> ray.data.
         # The model uses the cores that decoding would use, so overlap wins nothing here. With equal
         # requests and whole blocks Ray Data fuses it all: an actor reads, decodes and classifies,
         # nothing goes through the object store, and no process but the actors has to start.
-        # PyTorch and the decoder let other threads run meanwhile. So each actor does the work of
-        # two: half as many processes start, import PyTorch and hold the model.
-        actors = math.ceil(settings.actors / 2)
-        pool["compute"] = ActorPoolStrategy(
-            size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-        )
-        # (More than one CPU can only be asked for in whole numbers.)
-        pool["num_cpus"] = min(1, settings.cpus_per_actor * settings.actors / actors)
-        rows = ray.data.read_binary_files(paths, num_cpus=pool["num_cpus"], **read)
+        rows = ray.data.read_binary_files(paths, num_cpus=settings.cpus_per_actor, **read)
         return rows.map_batches(Classify, batch_size=None, **pool)
     # The CPUs decode while the GPU works. The function is fused with the read (T6) and, since the
     # model asks for a GPU, not with the model (T7).
