@@ -992,7 +992,6 @@ def test_a_model_from_a_builder_runs_with_autograd():
 
 SCRIPT = """
 import sys
-import threading
 import ray
 
 def double(batch):

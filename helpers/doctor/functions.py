@@ -422,8 +422,9 @@ def _referenced(value):
     ray = sys.modules.get("ray")
     if ray is None or not isinstance(value, ray.ObjectRef):
         return value
-    with contextlib.suppress(Exception):  # not ready, or from a cluster that is gone
-        return ray.get(value, timeout=0)
+    if ray.is_initialized():  # else `ray.get` would start it
+        with contextlib.suppress(Exception):  # not ready, or from a cluster that is gone
+            return ray.get(value, timeout=0)
     return None
 
 
