@@ -9,10 +9,12 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.models import ResNet50_Weights
 
 from helpers import __main__ as cli
 from helpers import doctor
@@ -295,6 +298,44 @@ def collected_then_written(ray, photos, table, out):
     ds.write_parquet(out)
 
 
+class SlowIdModel(IdModel):
+    def __call__(self, batch):
+        time.sleep(0.05 * len(batch["id"]))  # work that nobody should want to do again
+        return super().__call__(batch)
+
+
+@planted("I7", "I9")
+def a_look_that_ran_the_model_over_everything(ray, photos, table, out):
+    ds = ray.data.range(24, override_num_blocks=1)
+    ds = ds.map_batches(SlowIdModel, batch_size=8, compute=pool(ray))
+    ds.take_batch(2)
+    ds.write_parquet(out)
+
+
+@planted("I8", "T5")
+def pixels_kept_for_nobody(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(160, 160), mode="RGB", include_paths=True)
+    ds.map_batches(CarryingModel, batch_size=8, num_cpus=0.9, compute=pool(ray)).materialize()
+
+
+class PassesObjects(Model):
+    def __call__(self, batch):
+        pixels = np.stack([np.asarray(image) for image in batch["pil"]])
+        batch["label"] = (pixels.mean(axis=(1, 2)) @ self.weights).argmax(1)
+        return batch
+
+
+@planted("T5")
+def objects_passed_through_the_model(ray, photos, table, out):
+    def opened(row):
+        image = Image.fromarray(decode(row)["image"])
+        return {"path": row["path"], "pil": image}
+
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(opened)
+    ds = ds.map_batches(PassesObjects, batch_size=8, num_cpus=0.9, compute=pool(ray))
+    ds.take_all()
+
+
 @planted("O3")
 def vectors_written_by_pandas(ray, photos, table, out):
     def embed(batch):
@@ -539,6 +580,89 @@ def one_row_group(ray, photos, table, out):
     pd.DataFrame(files).to_parquet(out + "-in/all.parquet")
     ds = ray.data.read_parquet(out + "-in").map(decode)
     ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+    shutil.rmtree(out + "-in")  # a temporary file: gone when the doctor comes to a conclusion
+
+
+class Matcher:
+    """An object, not a class: it travels to every task, with all that it holds."""
+
+    def __init__(self):
+        self.vectors = torch.ones(300_000, 2)
+
+    @property
+    def backbone(self):
+        return make_backbone()
+
+    def __call__(self, batch):
+        means = torch.tensor(batch["image"].mean(axis=(1, 2)), dtype=torch.float32)
+        scores = self.backbone(means).detach() @ self.vectors[:2]
+        return {"path": batch["path"], "label": scores.argmax(1).numpy()}
+
+
+@planted("T2", "T10", "T11")
+def an_object_that_makes_its_model_in_a_property(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    ds.map_batches(Matcher(), batch_size=8).write_parquet(out)
+
+
+class OneByOne:
+    def __init__(self):
+        self.model = torch.nn.Linear(3, 2)
+
+    def label(self, image):
+        mean = torch.tensor(image.mean(axis=(0, 1)), dtype=torch.float32)
+        return int(self.model(mean[None]).argmax())
+
+    def __call__(self, batch):
+        with torch.inference_mode():
+            labels = [self.label(image) for image in batch["image"]]
+        return {"path": batch["path"], "label": np.array(labels)}
+
+
+@planted("T3")
+def a_forward_pass_for_each_image(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    ds.map_batches(OneByOne, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
+@planted("I2")
+def pixels_with_a_label_for_a_preset(ray, photos, table, out):
+    def labeled(row):
+        row["label"] = row["path"].split("/")[-2]
+        return row
+
+    def prepared(batch):
+        return {"label": batch["label"], "image": [PRESET(i).numpy() for i in batch["image"]]}
+
+    ds = ray.data.read_images(photos, mode="RGB", include_paths=True).map(labeled)
+    ds = ds.map_batches(prepared, batch_size=8)
+    ds.map_batches(lambda b: {"mean": b["image"].mean(axis=(1, 2, 3))}).write_parquet(out)
+
+
+PRESET = transforms.Compose([transforms.ToTensor(), ResNet50_Weights.DEFAULT.transforms()])
+
+
+@planted("I2", "T7")
+def pixels_for_a_preset_of_torchvision(ray, photos, table, out):
+    def prepared(row):
+        return {"path": row["path"], "image": PRESET(row["image"]).permute(1, 2, 0).numpy()}
+
+    ds = ray.data.read_images(photos, mode="RGB", include_paths=True).map(prepared)
+    ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
+TO_PIL, TO_TENSOR = transforms.ToPILImage(), transforms.ToTensor()
+
+
+@planted("T9")
+def there_and_back_with_transforms_of_the_module(ray, photos, table, out):
+    def mirrored(row):
+        small = TO_TENSOR(TO_PIL(row["image"]).resize((32, 32)))
+        flipped = TO_PIL(small).transpose(Image.FLIP_LEFT_RIGHT)
+        return {"path": row["path"], "image": TO_TENSOR(flipped).numpy()}
+
+    ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
+    ds.map(mirrored).write_parquet(out)
 
 
 @planted("T8")
@@ -986,6 +1110,24 @@ def test_double_precision_counts_in_the_model_and_not_in_its_answers():
 
 def test_a_model_from_a_builder_runs_with_autograd():
     assert "make_backbone" in functions.facts(with_a_backbone).autograd()
+
+
+class InChunks(OneByOne):
+    def __call__(self, batch):
+        parts = [batch["image"][at : at + 4] for at in range(0, len(batch["image"]), 4)]
+        return {"y": np.concatenate([self.model(torch.tensor(part)).numpy() for part in parts])}
+
+
+def test_a_model_that_gets_chunks_is_not_called_for_each_row():
+    assert "for image in batch['image']" in functions.facts(OneByOne).forward_for_each_row()
+    assert not functions.facts(InChunks).forward_for_each_row()
+    assert not functions.facts(Matcher).forward_for_each_row()
+
+
+def test_images_of_different_shapes_may_come_one_by_one(ray, photos, tmp_path):
+    ds = ray.data.read_images(photos, mode="RGB", include_paths=True)
+    ds = ds.map_batches(OneByOne, batch_size=8, num_cpus=0.9, compute=pool(ray))
+    assert "T3" not in look(lambda: ds.write_parquet(str(tmp_path / "out"))).ids
 
 
 # ---- command line -------------------------------------------------------------------------------

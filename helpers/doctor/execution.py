@@ -13,6 +13,7 @@ class Stage:
     op: object
     signature: tuple  # equal for the same work on the same data
     physical: "Physical" = field(default=None, repr=False)
+    footers: "Footers | None" = field(default=None, repr=False)  # of Parquet files that it reads
 
     @property
     def fn(self):
@@ -33,6 +34,16 @@ class Stage:
     @property
     def name(self) -> str:
         return getattr(self.op, "name", None) or self.kind
+
+
+@dataclass
+class Footers:
+    """What the footers of Parquet files say."""
+
+    rows: int
+    columns: dict[str, int]  # uncompressed bytes
+    files: list[int]  # sizes
+    row_groups: int
 
 
 @dataclass(eq=False)

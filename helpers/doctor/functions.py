@@ -59,6 +59,7 @@ _RESIZE = {
     "CenterCrop", "RandomResizedCrop", "Resize", "center_crop", "interpolate", "resize",
     "thumbnail",
 }  # fmt: skip
+_RESIZING_PRESETS = {"ImageClassification", "SemanticSegmentation"}  # of `weights.transforms()`
 _DECODERS = {
     "PIL.Image.open",
     "cv2.imdecode",
@@ -105,6 +106,7 @@ class Facts:
     body: list[ast.AST] = field(default_factory=list)  # entry and the helpers that it calls
     cls: ast.ClassDef | None = None
     init: ast.FunctionDef | None = None
+    properties: set[str] = field(default_factory=set)  # of the class, that are used
 
     @property
     def known(self) -> bool:
@@ -125,8 +127,9 @@ class Facts:
 
     @property
     def resizes(self) -> bool:
+        """Whether the text resizes or crops; `weights.transforms()` of torchvision does both."""
         calls = self.calls + self.init_calls
-        return any(c.name.split(".")[-1] in _RESIZE for c in calls)
+        return any(c.name.split(".")[-1] in _RESIZE | {"transforms"} for c in calls)
 
     @property
     def decodes(self) -> bool:
@@ -241,7 +244,10 @@ class Facts:
     def _torch_models(self) -> dict[str, str]:
         """What the code calls its torch models -> what makes them."""
         made = [c for c in self.init_calls + self.calls if _is_torch_model(c, self)]
-        return {name: f"made by {c.name}" for c in made if (name := _assigned(c.node))}
+        names = {name: f"made by {c.name}" for c in made if (name := _assigned(c.node))}
+        return names | {
+            f"self.{c.inside}": f"made by {c.name}" for c in made if c.inside in self.properties
+        }
 
     def _given_models(self, arguments: dict, torch) -> dict[str, str]:
         """What `__init__` calls the torch models that it gets -> how they come."""
@@ -300,6 +306,31 @@ class Facts:
         at = call.node.end_lineno, call.node.end_col_offset
         return bool(forward) and at > min(forward)
 
+    def forward_for_each_row(self) -> str | None:
+        """The loop over the rows of a batch in which a torch model is called, when the text shows
+        it: `for image in batch["image"]`, with the call in it or in a method that it calls."""
+        models = self._torch_models()
+        forward = [c for c in self.calls if ast.unparse(c.node.func) in models]
+        within = {c.inside for c in forward} - {getattr(self.entry, "name", "<lambda>")}
+        called = [
+            c.node for c in self.calls if c in forward or c.name.removeprefix("self.") in within
+        ]
+        for node in ast.walk(self.entry) if self.known else ():
+            loops = [node.iter] if isinstance(node, ast.For) else []
+            loops += [g.iter for g in getattr(node, "generators", [])]
+            # A column of the batch itself: chunks of it are made by other expressions.
+            if any(self._is_column(loop) for loop in loops) and any(
+                node in _ancestors(call) for call in called
+            ):
+                return ast.unparse(node).splitlines()[0]
+        return None
+
+    def _is_column(self, node) -> bool:
+        if isinstance(node, ast.Call) and _dotted(node.func) in ("zip", "enumerate"):
+            return any(self._is_column(argument) for argument in node.args)
+        named = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)
+        return named and node.value.id == self.parameter and _constant_key(node) is not None
+
     def torch_threads(self, cores: int, arguments: dict | None = None) -> int | None:
         """The number given to `torch.set_num_threads`, where it can be read. `arguments`: of the
         class's `__init__`, by name."""
@@ -324,6 +355,8 @@ class Facts:
         kept = [c for c in self.init_calls if c.name.split(".")[-1] in _TRANSFORMS]
         for call in sorted(self.calls + kept, key=lambda c: (c.node.lineno, c.node.col_offset)):
             last = call.name.split(".")[-1]
+            if type(call.target).__name__ in _TRANSFORMS:  # an object of the module, applied here
+                last = type(call.target).__name__
             if last in ("fromarray", "ToPILImage", "to_pil_image"):
                 found.append("array to PIL")
             elif call.name in ("numpy.array", "numpy.asarray") and call.node.args:
@@ -450,12 +483,27 @@ def captured(fn) -> list[tuple[str, int]]:
 def composed(fn) -> list[str]:
     """Conversions in the torchvision transforms that the function has from outside, in order."""
     kinds = {"ToPILImage": "array to PIL"} | dict.fromkeys(("ToTensor", "PILToTensor"), "to tensor")
-    steps = []
-    for value in _captured_objects(fn).values():
-        if type(value).__name__ == "Compose":
-            names = [type(step).__name__ for step in getattr(value, "transforms", ())]
-            steps += [kinds[name] for name in names if name in kinds]
-    return steps
+    return [kinds[name] for name in _composed_steps(fn) if name in kinds]
+
+
+def resizes(fn) -> bool:
+    """Whether a function resizes or crops: in its text, or with transforms from outside."""
+    return facts(fn).resizes or any(
+        name in _RESIZE or name in _RESIZING_PRESETS
+        for name in [*_composed_steps(fn), *(type(o).__name__ for o in _kept_outside(fn))]
+    )
+
+
+def _composed_steps(fn) -> list[str]:
+    """The types of the steps in a `Compose` that the function has from outside."""
+    composed = [value for value in _kept_outside(fn) if type(value).__name__ == "Compose"]
+    return [type(step).__name__ for value in composed for step in getattr(value, "transforms", ())]
+
+
+def _kept_outside(fn) -> list:
+    with contextlib.suppress(Exception):
+        return list(_captured_objects(fn).values())
+    return []
 
 
 def _captured_objects(fn) -> dict[str, object]:
@@ -474,6 +522,9 @@ def _captured_objects(fn) -> dict[str, object]:
     elif inspect.isclass(fn):
         objects |= {k: v for k, v in vars(fn).items() if not k.startswith("__")}
         functions = [v for v in vars(fn).values() if inspect.isfunction(v)]
+    elif hasattr(fn, "__dict__"):  # an object with `__call__`
+        objects |= vars(fn)
+        functions = [v for v in vars(type(fn)).values() if inspect.isfunction(v)]
     seen = set()
     while functions:
         function = functions.pop()
@@ -560,10 +611,21 @@ def _methods(cls) -> dict:
     found = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            value = getattr(value, "__func__", value)
+            value = getattr(value, "__func__", getattr(value, "fget", value))
             if inspect.isfunction(value) and _is_users(value.__code__.co_filename):
                 found[name] = inspect.unwrap(value)
     return found
+
+
+def _property_getter(child, methods) -> object:
+    """The function that runs where a property stands, as in `self.model(batch)`."""
+    own = isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name)
+    if own and child.value.id == "self" and isinstance(child.ctx, ast.Load):
+        function = (methods or {}).get(child.attr)
+        node = _find(function.__code__)[0] if function is not None else None
+        decorators = [ast.unparse(d) for d in getattr(node, "decorator_list", ())]
+        return function if "property" in decorators else None
+    return None
 
 
 def _follow(
@@ -592,6 +654,13 @@ def _follow(
     for child in ast.walk(node):
         if isinstance(child, ast.Constant) and isinstance(child.value, str):
             found.strings.add(child.value)
+        if getter := _property_getter(child, methods):
+            inner, inner_aliases, inner_lines = _find(getter.__code__)
+            found.properties.add(getter.__name__)
+            _follow(
+                found, inner, getter.__globals__, inner_aliases, inner_lines,
+                methods, None, depth + 1, seen, guarded or _guarded(child),
+            )  # fmt: skip
         if not isinstance(child, ast.Call):
             continue
         dotted = _dotted(child.func)

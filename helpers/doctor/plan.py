@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import os
+from collections import defaultdict
 from pathlib import Path
 
-from helpers.doctor.execution import Execution, Physical, Stage
+from helpers.doctor.execution import Execution, Footers, Physical, Stage
 
 _MAX_LISTED = 20_000  # files of a folder
 
@@ -30,6 +32,10 @@ def read_plan(topology, options, context) -> Execution:
             stage = Stage(
                 type(logical).__name__, logical, _signature(logical, signatures), physical
             )
+            if stage.kind == "ReadFiles":  # now: a temporary file is gone at the end
+                stage.footers = _footers(
+                    parquet_files(getattr(listing(stage), "paths", None) or [])
+                )
             physical.stages.append(stage)
             stages.append(stage)
     resources = ray.cluster_resources()
@@ -43,6 +49,49 @@ def read_plan(topology, options, context) -> Execution:
         preserve_order=bool(options.preserve_order),
         target_block=context.target_max_block_size,
     )
+
+
+def listing(read: Stage):
+    """The step that knows the files of a read."""
+    return read.op.input_dependencies[0] if read.kind == "ReadFiles" else read.op
+
+
+def parquet_files(paths) -> list[str]:
+    """The local Parquet files among paths and in folders; [] when one of them is not there."""
+    found = []
+    for path in paths:
+        local = Path(str(path).removeprefix("file://"))
+        if local.is_dir():
+            found += [str(p) for p in sorted(local.rglob("*.parquet"))]
+        elif local.is_file():
+            found.append(str(local))
+        else:
+            return []
+    return found
+
+
+def _footers(paths: list[str], at_most: int = 64) -> Footers | None:
+    """Of local Parquet files. None: not local, or too many."""
+    import pyarrow.parquet as pq
+
+    if not paths or len(paths) > at_most:
+        return None
+    rows, columns, sizes, row_groups = 0, defaultdict(int), [], 0
+    try:
+        for path in paths:
+            footer = pq.read_metadata(path)
+            rows += footer.num_rows
+            row_groups += footer.num_row_groups
+            sizes.append(os.path.getsize(path))
+            for g in range(footer.num_row_groups):
+                group = footer.row_group(g)
+                for c in range(group.num_columns):
+                    chunk = group.column(c)
+                    name = chunk.path_in_schema.split(".")[0]
+                    columns[name] += chunk.total_uncompressed_size
+    except (OSError, ValueError):
+        return None
+    return Footers(rows, dict(columns), sizes, row_groups)
 
 
 def _physical(op, inputs) -> Physical:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from helpers.doctor import functions
 from helpers.doctor.execution import Execution, Physical, Stage
@@ -159,8 +158,13 @@ def pixel_columns(schema) -> dict[str, tuple[str, tuple | None, int]]:
 
 
 def binary_columns(schema) -> list[str]:
+    """Columns of bytes, or of Python objects such as PIL images, which Ray Data pickles."""
     types = zip(getattr(schema, "names", ()), getattr(schema, "types", ()), strict=False)
-    return [name for name, kind in types if str(kind) in ("binary", "large_binary")]
+    return [
+        name
+        for name, kind in types
+        if str(kind) in ("binary", "large_binary") or type(kind).__name__ == "ArrowPythonObjectType"
+    ]
 
 
 def elements(shape) -> int:
@@ -211,23 +215,6 @@ def amount(value: float, noun: str = "") -> str:
 
 def next_is_udf(physical: Physical) -> bool:
     return any(s.is_udf for o in physical.outputs for s in o.stages[:1])
-
-
-def listing(read: Stage):
-    return read.op.input_dependencies[0] if read.kind == "ReadFiles" else read.op
-
-
-def parquet_files(paths) -> list[str]:
-    found = []
-    for path in paths:
-        local = Path(str(path).removeprefix("file://"))
-        if local.is_dir():
-            found += [str(p) for p in sorted(local.rglob("*.parquet"))]
-        elif local.is_file():
-            found.append(str(local))
-        else:
-            return []
-    return found
 
 
 def same_end(one: Execution, other: Execution) -> bool:

@@ -5,12 +5,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pyarrow.fs
 
+from helpers.doctor import functions
 from helpers.doctor.execution import Execution, Physical, Stage
-from helpers.doctor.plan import paths_of
+from helpers.doctor.plan import listing, parquet_files, paths_of
 from helpers.doctor.report import Finding
 from helpers.doctor.rules.case import (
     KIB,
@@ -26,10 +26,8 @@ from helpers.doctor.rules.case import (
     is_images,
     is_media,
     is_model,
-    listing,
     next_is_udf,
     only_a_look,
-    parquet_files,
     pixel_columns,
     remote_arguments,
     rows_into,
@@ -95,7 +93,7 @@ def i2(case: Case) -> Iterator[Finding]:
             continue
         if not _leaves_read(stage) or _own_cpus(stage) not in (None, 1):
             continue  # fused with what follows, or I10
-        following = [s for s in execution.after(stage) if s.is_udf][:2]
+        following = [s for s in execution.after(stage) if s.is_udf and s.physical is not read][:2]
         if not read.outputs or not following:
             continue
         # Made smaller by name, or in effect: a function leaves hardly anything of the pixels. (What
@@ -103,7 +101,7 @@ def i2(case: Case) -> Iterator[Finding]:
         left = following[0].physical.bytes_out
         gone = left is not None and read.bytes_out and left <= 0.1 * read.bytes_out
         gone = gone and not is_class(following[0]) and not is_model(following[0])
-        if not gone and not any(s.code.resizes for s in following):
+        if not gone and not any(functions.resizes(s.fn) for s in following):
             continue
         if accidental_split(read, read.outputs[0]):
             continue  # T6 names the cause
@@ -165,9 +163,16 @@ def _too_few_files(read: Stage, following: Physical) -> bool:
 
 
 def _leaves_read(stage: Stage) -> bool:
-    """Whether the images leave the operator as they were read; a fused filter changes none."""
+    """Whether the images leave the operator as they were read; a fused filter changes none, nor
+    does a map that only adds to the row what it finds in other columns."""
     later = stage.physical.stages[stage.physical.stages.index(stage) + 1 :]
-    return all(s.kind == "Filter" for s in later)
+    return all(s.kind == "Filter" or _adds_to_row(s) for s in later)
+
+
+def _adds_to_row(stage: Stage) -> bool:
+    code = stage.code
+    used = code.known and stage.is_udf and not functions.resizes(stage.fn)
+    return used and "image" not in code.strings and "image" in pixel_columns(stage.physical.schema)
 
 
 def _shapes(shapes) -> str:
@@ -222,7 +227,7 @@ def _late_filter(execution: Execution, stage: Stage) -> Iterator[Finding]:
     columns = set(getattr(read.op.scanner.schema, "names", ()))
     if not used or not used <= columns:
         return
-    footers = _footers(read)
+    footers = read.footers
     total = footers.rows if footers else None
     kept = stage.physical.rows
     if total is not None and kept is not None and kept > 0.9 * total:
@@ -263,7 +268,7 @@ def _unused_columns(execution: Execution, read: Stage) -> Iterator[Finding]:
     else:
         return
     unused = [c for c in columns if c not in used]
-    footers = _footers(read)
+    footers = read.footers
     if not used or not unused or footers is None or not used <= set(columns):
         return
     total = sum(footers.columns.get(c, 0) for c in columns)
@@ -281,39 +286,6 @@ def _unused_columns(execution: Execution, read: Stage) -> Iterator[Finding]:
             f"`read_parquet(...).select_columns({sorted(used)[:4]})`: it moves into the read",
             {"columns_read": len(columns), "columns_used": len(used), "bytes_unused": wasted},
         )
-
-
-@dataclass
-class _Footers:
-    rows: int
-    columns: dict[str, int]  # uncompressed bytes
-    files: list[int]  # sizes
-    row_groups: int
-
-
-def _footers(read: Stage, at_most: int = 64) -> _Footers | None:
-    """Rows and bytes per column of local Parquet files. None: not local, or too many."""
-    import pyarrow.parquet as pq
-
-    paths = parquet_files(getattr(listing(read), "paths", None) or [])
-    if not paths or len(paths) > at_most:
-        return None
-    rows, columns, sizes, row_groups = 0, defaultdict(int), [], 0
-    try:
-        for path in paths:
-            footer = pq.read_metadata(path)
-            rows += footer.num_rows
-            row_groups += footer.num_row_groups
-            sizes.append(os.path.getsize(path))
-            for g in range(footer.num_row_groups):
-                group = footer.row_group(g)
-                for c in range(group.num_columns):
-                    chunk = group.column(c)
-                    name = chunk.path_in_schema.split(".")[0]
-                    columns[name] += chunk.total_uncompressed_size
-    except (OSError, ValueError):
-        return None
-    return _Footers(rows, dict(columns), sizes, row_groups)
 
 
 def i5(case: Case) -> Iterator[Finding]:
@@ -466,8 +438,8 @@ def i7(case: Case) -> Iterator[Finding]:
 
 
 def _one_row_group(read: Stage) -> bool:
-    footers = _footers(read, at_most=1) if read.kind == "ReadFiles" else None
-    return footers is not None and footers.row_groups == 1
+    footers = read.footers
+    return footers is not None and len(footers.files) == footers.row_groups == 1
 
 
 def i8(case: Case) -> Iterator[Finding]:
@@ -482,7 +454,18 @@ def i8(case: Case) -> Iterator[Finding]:
             # What fits anywhere may be kept for a look; 64 MB are much for one.
             floor = 1e6 if len(readers) == len(work) else 64e6
             spilled = sum(e.spilled for e in call.executions)
-            if len(work) != 1 and spilled >= MIB:
+            pixels = pixel_columns(last.schema)
+            if not readers and pixels and (call.bytes or 0) >= 1e6:
+                yield Finding(
+                    "I8",
+                    last.name,
+                    f"`materialize()` holds all {amount(call.rows or 0, 'row')} "
+                    f"({megabytes(call.bytes)}, with the pixels in {', '.join(pixels)}) in the "
+                    "object store, and nobody reads them",
+                    "Return only the key and the result, and write them: the pipeline streams",
+                    {"rows": call.rows, "bytes": call.bytes, "readers": 0},
+                )
+            elif len(work) != 1 and spilled >= MIB:
                 yield Finding(
                     "I8",
                     last.name,
@@ -556,6 +539,29 @@ def i9(case: Case) -> Iterator[Finding]:
             "`materialize()` a small result once and use it",
             {"executions": len(executions), "rows": rows, "seconds_again": round(sum(again), 2)},
         )
+    yield from _large_looks(case)
+
+
+def _large_looks(case: Case) -> Iterator[Finding]:
+    """A look at some rows, for which the model ran over most of what another execution needs."""
+    for look in case.executions:
+        models = [s for s in look.stages if gives_answers(s)] if only_a_look(look) else []
+        for full in full_executions(case) if models else ():
+            same = [s for s in full.stages if s.signature == models[-1].signature]
+            looked_at, seconds = models[-1].physical.rows or 0, models[-1].physical.busy_s
+            of = (same[0].physical.rows or 0) if same and not full.error else 0
+            if of >= 16 and looked_at >= of / 2 and seconds >= 1:
+                yield Finding(
+                    "I9",
+                    models[-1].name,
+                    f"`{look.consumer}` shows some rows, and the model ran over "
+                    f"{looked_at} of {of} for it ({seconds:.1f} s of work); `{full.consumer}` "
+                    "does it again",
+                    "Write first, then look at what was written; or put `limit` in front of the "
+                    "model for a look",
+                    {"executions": 2, "rows": looked_at, "seconds_again": round(seconds, 2)},
+                )
+                break
 
 
 def _work_up_to(execution: Execution, signature: tuple) -> list[Physical]:

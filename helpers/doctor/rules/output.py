@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.doctor.execution import Execution, Stage
-from helpers.doctor.plan import operation, parquet_rows, paths_of
+from helpers.doctor.plan import listing, operation, parquet_files, parquet_rows, paths_of
 from helpers.doctor.report import Finding
 from helpers.doctor.rules.case import (
     KIB,
@@ -20,9 +20,7 @@ from helpers.doctor.rules.case import (
     gives_answers,
     is_class,
     is_images,
-    listing,
     named_like_a_model,
-    parquet_files,
     pixel_columns,
     same_end,
     schema_into,
@@ -219,7 +217,8 @@ def o5(case: Case) -> Iterator[Finding]:
                         chunk = footer.row_group(g).column(c)
                         name = chunk.path_in_schema.split(".")[0]
                         sizes[name] = sizes.get(name, 0) + chunk.total_compressed_size
-        heavy = [*pixel_columns(schema), *binary_columns(schema), *_unread(case, execution, schema)]
+        unread = _unread(case, execution, schema)
+        heavy = list(dict.fromkeys([*pixel_columns(schema), *binary_columns(schema), *unread]))
         total = sum(sizes.values()) or sum(_data_files(execution).values())
         mine = sum(sizes.get(name, 0) for name in heavy) if sizes else total
         makers = [s for s in models if is_class(s) or named_like_a_model(s)]

@@ -178,6 +178,20 @@ def t3(case: Case) -> Iterator[Finding]:
             )
         elif (
             stage.kind == "MapBatches"
+            and (loop := stage.code.forward_for_each_row())
+            and _one_shape(execution, stage)
+        ):
+            yield Finding(
+                "T3",
+                stage.name,
+                f"`{loop}` calls the model once for each row"
+                + (f": {amount(rows)} forward passes of one row" if rows else ""),
+                "`np.stack` or `torch.stack` the rows: one forward pass for each batch",
+                {"batch_size": 1, "rows": rows},
+                "code",
+            )
+        elif (
+            stage.kind == "MapBatches"
             and stage.op.batch_size is None
             and is_class(stage)
             and is_model(stage)
@@ -198,6 +212,16 @@ def t3(case: Case) -> Iterator[Finding]:
                     change,
                     {"rows_per_batch": per_task},
                 )
+
+
+def _one_shape(execution: Execution, stage: Stage) -> bool:
+    """Whether a step gets images of one shape; those of different shapes must come one by one."""
+    pixels = pixel_columns(schema_into(stage))
+    if pixels:
+        return all(shape is not None for _, shape, _ in pixels.values())
+    before = execution.before(stage)
+    sized = any(is_images(s) and s.op.datasource.size is not None for s in before)
+    return sized or any(s.fn is not None and functions.resizes(s.fn) for s in before)
 
 
 def _sized_blocks(execution: Execution, stage: Stage) -> bool:
@@ -372,7 +396,9 @@ def t7(case: Case) -> Iterator[Finding]:
             work = [s for s in inside if s.is_udf or is_images(s)]
             media = any(is_media(s) for s in execution.before(model))
             heavy = any(
-                is_images(s) or s.code.decodes or s.code.resizes for s in work if s.fn or s.is_read
+                is_images(s) or s.code.decodes or functions.resizes(s.fn)
+                for s in work
+                if s.fn or s.is_read
             )
             if not work or not (heavy or (media and any(s.is_udf for s in work))):
                 continue  # light work is well placed there
