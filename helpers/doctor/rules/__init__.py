@@ -44,7 +44,7 @@ RULES = {
     "I11": Rule("handlers in the code that make up a row", i11),
     "T1": Rule("calls of row functions; loops in their code", t1),
     "T2": Rule("constructors in the code that is called", t2),
-    "T3": Rule("`batch_size`; rows per task", t3),
+    "T3": Rule("`batch_size`; rows per task; a loop around the model", t3),
     "T4": Rule("type of the tensors between operators", t4),
     "T5": Rule("columns and bytes that leave the model", t5),
     "T6": Rule("`num_cpus` of neighbors that are not fused", t6),
