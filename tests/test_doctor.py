@@ -1118,7 +1118,27 @@ class InChunks(OneByOne):
         return {"y": np.concatenate([self.model(torch.tensor(part)).numpy() for part in parts])}
 
 
+class OverAnswers(OneByOne):
+    def __call__(self, batch):
+        x = torch.tensor(batch["image"])
+        return {"y": [f"{p}: {y}" for p, y in zip(batch["path"], self.model(x), strict=True)]}
+
+
+class NormalizesOnly:
+    def __init__(self):
+        self.transforms = transforms.Compose([transforms.ToTensor()])
+
+    def __call__(self, row):
+        return {"image": self.transforms(row["image"]).numpy()}
+
+
+def test_transforms_that_are_applied_need_not_resize():
+    assert not functions.resizes(NormalizesOnly)
+    assert functions.resizes(lambda row: PRESET(row["image"]))
+
+
 def test_a_model_that_gets_chunks_is_not_called_for_each_row():
+    assert not functions.facts(OverAnswers).forward_for_each_row()
     assert "for image in batch['image']" in functions.facts(OneByOne).forward_for_each_row()
     assert not functions.facts(InChunks).forward_for_each_row()
     assert not functions.facts(Matcher).forward_for_each_row()

@@ -128,8 +128,12 @@ class Facts:
     @property
     def resizes(self) -> bool:
         """Whether the text resizes or crops; `weights.transforms()` of torchvision does both."""
-        calls = self.calls + self.init_calls
-        return any(c.name.split(".")[-1] in _RESIZE | {"transforms"} for c in calls)
+        for call in self.calls + self.init_calls:
+            last = call.name.split(".")[-1]
+            # The preset's method takes no image; `self.transforms(image)` applies whatever it is.
+            if last in _RESIZE or (last == "transforms" and not call.node.args):
+                return True
+        return False
 
     @property
     def decodes(self) -> bool:
@@ -319,10 +323,12 @@ class Facts:
             loops = [node.iter] if isinstance(node, ast.For) else []
             loops += [g.iter for g in getattr(node, "generators", [])]
             # A column of the batch itself: chunks of it are made by other expressions.
-            if any(self._is_column(loop) for loop in loops) and any(
-                node in _ancestors(call) for call in called
-            ):
-                return ast.unparse(node).splitlines()[0]
+            if not any(self._is_column(loop) for loop in loops):
+                continue
+            for call in called:
+                around = list(_ancestors(call))
+                if node in around and not any(loop in around for loop in loops):
+                    return ast.unparse(node).splitlines()[0]
         return None
 
     def _is_column(self, node) -> bool:
