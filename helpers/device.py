@@ -87,10 +87,7 @@ def recommend(
     decode_tasks = max(1, math.floor(cpus - held + 1e-6))
     why["decode_tasks"] = f"{cpus} CPUs, of which the actors hold {held:g}; each task takes one."
 
-    why["images_per_block"] = (
-        "Some batches for an actor, about a second of decoding for a task: work arrives early, and "
-        "what a task costs is spread."
-    )
+    images_per_block = _images_per_block(device, precision, why)
     channels_last = device.kind != "mps"
     why["channels_last"] = (
         "The order in memory in which convolutions work: without it they convert back and forth."
@@ -108,7 +105,7 @@ def recommend(
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
         decode_tasks=decode_tasks,
-        images_per_block=32,
+        images_per_block=images_per_block,
         tolerance=tolerance,
         reasons=why,
     )
@@ -141,6 +138,22 @@ def _precision(device: Device, why: dict) -> tuple[str, float]:
     why["precision"] = "No bf16 instructions: emulating them would be slower than float32."
     # GPUs round the inputs of float32 convolutions to 10 bits (TF32).
     return "float32", _TOLERANCE["float32" if device.kind == "cpu" else "float16"]
+
+
+def _images_per_block(device: Device, precision: str, why: dict) -> int:
+    """Answers come a block at a time: few images make the first ones early, many spread what a task
+    costs."""
+    if device.kind == "cpu" and precision == "float32":
+        why["images_per_block"] = (
+            "About a second of an actor's work in float32: the first answers come early, and what "
+            "a task costs is still spread."
+        )
+        return 8
+    why["images_per_block"] = (
+        "Some batches for an actor, about a second of decoding for a task: work arrives early, and "
+        "what a task costs is spread."
+    )
+    return 32
 
 
 _TOLERANCE = {"float32": 1e-3, "float16": 0.2, "bfloat16": 1.0}

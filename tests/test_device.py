@@ -85,6 +85,9 @@ def test_precision_follows_the_instructions():
 def test_a_batch_fills_a_gpu_and_stays_small_on_a_cpu():
     assert device.recommend(machine(2)).batch_size <= 16
     assert device.recommend(machine(8, 1)).batch_size >= 64
+    # A slow core gets small blocks: answers come a block at a time.
+    fast = device.recommend(machine(2, cpu_bf16=True))
+    assert device.recommend(machine(2)).images_per_block < fast.images_per_block
 
 
 def test_little_memory_means_fewer_replicas():
