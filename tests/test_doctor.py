@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
-from torchvision.models import ResNet50_Weights
+from torchvision.models import ResNet50_Weights, resnet18
 
 from helpers import __main__ as cli
 from helpers import doctor
@@ -136,6 +136,13 @@ def everything_in_the_actor(ray, photos, table, out):
     ds = ray.data.read_images(photos, mode="RGB", include_paths=True).map(small)
     ds = ds.map_batches(CarryingModel, batch_size=8, compute=pool(ray))
     ds.write_parquet(out)
+
+
+@planted("I1")
+def keeps_one_class_of_the_answers(ray, photos, table, out):
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(decode)
+    ds = ds.map_batches(Model, batch_size=8, num_cpus=0.5, compute=pool(ray))
+    ds.filter(lambda row: "/n01/" in row["path"]).write_parquet(out)
 
 
 @planted("I4")
@@ -486,7 +493,7 @@ class TorchModel(Model):
 @planted("R9")
 def more_models_than_cores(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(32, 32), mode="RGB", include_paths=True)
-    ds = ds.map_batches(TorchModel, batch_size=4, num_cpus=0.1, compute=pool(ray, size=5))
+    ds = ds.map_batches(TorchModel, batch_size=4, num_cpus=0.1, compute=pool(ray, size=4))
     ds.write_parquet(out, min_rows_per_file=1000)
 
 
@@ -689,6 +696,70 @@ def autograd_with_a_given_model(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
     given = {"fn_constructor_args": [model], "compute": pool(ray)}
     ds.map_batches(GivenModel, batch_size=8, **given).materialize()
+
+
+def label(row):
+    row["label"] = row["path"].split("/")[-2]
+    return row
+
+
+@planted("I3", "T6")
+def a_limit_that_nothing_needs(ray, photos, table, out):
+    equal = [f"{photos}/n{i % 4:02d}/{i}.JPEG" for i in range(0, 24, 3)]
+    ds = ray.data.read_images(equal, include_paths=True, override_num_blocks=2)
+    ds = ds.map(label, concurrency=2).map(small)
+    ds.map_batches(Model, batch_size=4, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
+
+
+@planted("I6", "T3")
+def one_image_a_block_and_all_in_one_batch(ray, photos, table, out):
+    def load(row):
+        image = Image.open(row["path"]).convert("RGB").resize((32, 32))
+        return {"path": row["path"], "image": np.asarray(image)}
+
+    files = [f"{folder}/{name}" for folder, _, names in os.walk(photos) for name in names]
+    ds = ray.data.from_pandas(pd.DataFrame({"path": files * 3})).repartition(72).map(load)
+    ds = ds.map_batches(Model, batch_size=256, num_cpus=0.5, compute=pool(ray))
+    ds.write_parquet(out, min_rows_per_file=1000)
+
+
+@planted("I8", "T4")
+def two_halves_of_what_is_kept(ray, photos, table, out):
+    def load(row):
+        image = Image.open(row["path"]).convert("RGB").resize((96, 96))
+        return {"path": row["path"], "image": np.asarray(image, np.float32) / 255}
+
+    files = [f"{folder}/{name}" for folder, _, names in os.walk(photos) for name in names]
+    rows = ray.data.from_items([{"path": file} for file in files], override_num_blocks=2)
+    for i, half in enumerate(rows.map(load).split(2)):
+        half.map_batches(lambda batch: {"y": batch["image"][:, 0, 0, 0]}).write_parquet(
+            f"{out}/{i}"
+        )
+
+
+@planted("O2")
+def a_file_that_no_task_can_hold(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(224, 224), mode="RGB", include_paths=True)
+    ds = ds.map_batches(CarryingModel, batch_size=8, num_cpus=0.9, compute=pool(ray))
+    ds.write_parquet(out, min_rows_per_file=100_000)
+
+
+class SlowToStart(IdModel):
+    def __init__(self):
+        time.sleep(3)
+
+
+def with_a_new_model(batch):
+    return {"y": batch["id"] @ np.ones((len(batch["id"]), 2)) * len(build_model())}
+
+
+@planted("I9", "T2")
+def looks_that_start_the_model(ray, photos, table, out):
+    ray.data.range(24).map_batches(with_a_new_model, batch_size=4).take(10)
+    ds = ray.data.range(400, override_num_blocks=20)
+    ds = ds.map_batches(SlowToStart, batch_size=20, compute=pool(ray))
+    ds.show(1)
+    ds.write_parquet(out, min_rows_per_file=1000)
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -1040,7 +1111,17 @@ def by_index(row):
     return {"y": total}
 
 
+def levels(batch):
+    counts = [0] * 256
+    for pixels in batch["image"]:
+        for r, g, b in pixels.reshape(-1, 3).tolist():
+            counts[(r + g + b) // 3] += 1
+    return {"y": counts}
+
+
 def test_loops_over_the_numbers_of_a_column():
+    (column, depth), *_ = functions.facts(levels).column_loops()
+    assert column == "image" and depth >= functions.EVERY_NUMBER
     assert ("vector", 2) in functions.facts(squares_by_hand).column_loops()
     assert functions.facts(by_index).column_loops() == [("vector", 1)]
     assert not functions.facts(squares_by_row).column_loops()
@@ -1130,6 +1211,84 @@ class NormalizesOnly:
 
     def __call__(self, row):
         return {"image": self.transforms(row["image"]).numpy()}
+
+
+class Preparation:
+    def __init__(self):
+        self.transforms = ResNet50_Weights.DEFAULT.transforms()
+
+    def many(self, images):
+        return torch.stack([self.transforms(Image.fromarray(image)) for image in images])
+
+
+class Predictions:
+    def __init__(self):
+        self.preparation = Preparation()
+        self.net = resnet18().eval()
+
+    def __call__(self, images):
+        return self.net(self.preparation.many(images)).detach().numpy()
+
+    def reload(self):
+        self.net = resnet18().eval()
+
+
+def test_transforms_may_stand_in_a_list():
+    steps = [transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])] * 2
+    assert functions.composed(lambda row: [step(row) for step in steps]).count("to tensor") == 2
+
+
+CACHE = None
+
+
+def network():
+    global CACHE
+    CACHE = CACHE or resnet18().eval()
+    return CACHE
+
+
+def with_network(batch):
+    return {"y": network()(batch["x"])}
+
+
+class NoGradAtTheStart:
+    def __init__(self):
+        with torch.no_grad():
+            self.net = resnet18().eval()
+
+    def __call__(self, batch):
+        return {"y": self.net(batch["x"]).detach()}
+
+
+def test_no_grad_around_the_start_ends_with_it():
+    assert functions.facts(NoGradAtTheStart).autograd()
+
+
+def test_a_function_of_any_name_may_keep_a_model():
+    assert not functions.facts(with_network).models_built()  # where Ray Data can import it
+    call = next(c for c in functions.facts(with_network).calls if c.name == "network")
+    assert call.guarded and call.makes_model
+
+
+class Delegates:
+    def __init__(self):
+        self.predictions = Predictions()
+
+    def __call__(self, batch):
+        return {"y": self.predictions(batch["image"])}
+
+
+class DelegatesAndReloads(Delegates):
+    def __call__(self, batch):
+        self.predictions.reload()
+        return super().__call__(batch)
+
+
+def test_objects_of_an_object_belong_to_it():
+    facts = functions.facts(Delegates)
+    assert facts.resizes and facts.model_built_in_init and not facts.models_built()
+    assert "self.net" in facts.autograd()
+    assert functions.facts(DelegatesAndReloads).models_built()
 
 
 def test_transforms_that_are_applied_need_not_resize():

@@ -91,7 +91,8 @@ class Call:
     roots: tuple  # the sources of the dataset's plan
     rows: int | None = None  # of what it returned
     bytes: int | None = None
-    made: tuple = ()  # materialize: the source that the result is
+    made: tuple = ()  # materialize and splits: the sources that the results are
+    parts: int = 0  # how many datasets it made of one, whole in the object store
     finished: bool = False
     executions: list["Execution"] = field(default_factory=list, repr=False)
 

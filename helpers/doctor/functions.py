@@ -73,10 +73,12 @@ _DECODERS = {
 }
 _SCRIPT = ("__main__", "__mp_main__")  # modules that no worker can import
 _TRANSFORMS = {"ToPILImage", "ToTensor", "PILToTensor"}
-# What leaves no autograd graph, or is an inference interface that turns it off itself.
-_NO_GRAD = re.compile(
-    r"inference_mode|no_grad|set_grad_enabled|requires_grad_?\(\s*False|requires_grad\s*=\s*False"
+# What leaves no autograd graph. In `__init__`, only what lasts when that is over.
+_GRAD_OFF = re.compile(
+    r"set_grad_enabled|requires_grad_?\(\s*False|requires_grad\s*=\s*False|__enter__"
+    r"|(inference_mode|no_grad)(?!\(\):)"
 )
+_NO_GRAD = re.compile(rf"inference_mode|no_grad|{_GRAD_OFF.pattern}")
 _BATCH_LIBRARIES = ("torch", "tensorflow", "jax", "cupy", "onnxruntime", "transformers", "vllm")
 
 
@@ -89,6 +91,7 @@ class Call:
     kept_in: str = ""  # the module whose globals remember it then
     target: object = None  # what the name stands for, where that is known
     given: object = None  # its first argument, where that is a name of the module
+    makes_model: bool = False  # a function that keeps what it makes, and makes a model
 
 
 @dataclass
@@ -97,7 +100,8 @@ class Facts:
 
     name: str
     is_class: bool
-    text: str = ""
+    call_text: str = ""  # of the entry and what it calls
+    init_text: str = ""  # of `__init__` and what it calls
     calls: list[Call] = field(default_factory=list)
     init_calls: list[Call] = field(default_factory=list)  # of `__init__`; not among `calls`
     strings: set[str] = field(default_factory=set)
@@ -107,6 +111,10 @@ class Facts:
     cls: ast.ClassDef | None = None
     init: ast.FunctionDef | None = None
     properties: set[str] = field(default_factory=set)  # of the class, that are used
+
+    @property
+    def text(self) -> str:
+        return self.call_text + "\n" + self.init_text
 
     @property
     def known(self) -> bool:
@@ -234,7 +242,9 @@ class Facts:
         """The model call that runs with autograd, when the text proves it. `arguments`: of the
         class's `__init__`, by name."""
         torch = sys.modules.get("torch")
-        if not self.known or torch is None or _NO_GRAD.search(self.text):
+        if not self.known or torch is None:
+            return None
+        if _NO_GRAD.search(self.call_text) or _GRAD_OFF.search(self.init_text):
             return None
         models = self._torch_models() | self._given_models(arguments or {}, torch)
         for call in self.calls:
@@ -400,7 +410,8 @@ class Facts:
 
     def column_loops(self) -> list[tuple[str, int]]:
         """Loops that only compute, with what they find in a column: its name, and how many levels
-        of loops deep. In `for row in batch["x"]: for value in row:` the inner one is at 2."""
+        of loops deep. In `for row in batch["x"]: for value in row:` the inner one is at 2, and with
+        `row.ravel()` at EVERY_NUMBER or more."""
         if not self.known or self.parameter is None:
             return []
         return _ColumnLoops(self.parameter, self.calls).run(self.entry)
@@ -411,6 +422,19 @@ class Facts:
         text = re.sub(r"set_num(_interop)?_threads\(1\)", "", self.text)
         return bool(
             re.search(r"set_num_threads|Thread|Process|n_jobs|num_threads|num_workers", text)
+        )
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether the code may need a limit on how many run at once: it talks to a service, or it
+        has a lock."""
+        return bool(
+            re.search(
+                r"requests|httpx?\b|aiohttp|urllib|boto|client|session|socket|s3|gcs|sleep|Lock"
+                r"|Semaphore|connect|database|sql|api",
+                self.text,
+                re.IGNORECASE,
+            )
         )
 
     def arithmetic_only(self) -> bool:
@@ -502,7 +526,8 @@ def resizes(fn) -> bool:
 
 def _composed_steps(fn) -> list[str]:
     """The types of the steps in a `Compose` that the function has from outside."""
-    composed = [value for value in _kept_outside(fn) if type(value).__name__ == "Compose"]
+    kept = [o for v in _kept_outside(fn) for o in (v if isinstance(v, list | tuple) else [v])]
+    composed = [value for value in kept if type(value).__name__ == "Compose"]
     return [type(step).__name__ for value in composed for step in getattr(value, "transforms", ())]
 
 
@@ -584,7 +609,7 @@ def _function_facts(fn, cls=None) -> Facts:
     if node is None:
         return found
     found.entry, found.parameter = node, _first_argument(node, skip_self=cls is not None)
-    methods = _methods(cls) if cls is not None else None
+    methods = _Methods(cls) if cls is not None else None
     _follow(found, node, fn.__globals__, aliases, lines, methods=methods, closure=_closure(fn))
     return found
 
@@ -597,29 +622,64 @@ def _class_facts(cls, method: str) -> Facts:
         return found
     found.entry, found.parameter = node, _first_argument(node, skip_self=True)
     found.cls = node.parent if isinstance(getattr(node, "parent", None), ast.ClassDef) else None
-    methods = _methods(cls)
+    methods = _Methods(cls)
     _follow(found, node, entry.__globals__, aliases, lines, methods=methods)
-    if "__init__" in methods:
-        init, init_aliases, init_lines = _find(methods["__init__"].__code__)
-        if init is not None:
-            start = Facts(name=found.name, is_class=True)
-            rest = {k: v for k, v in methods.items() if k != method}
-            _follow(start, init, methods["__init__"].__globals__, init_aliases, init_lines, rest)
-            found.init, found.init_calls = init, start.calls
-            found.text += "\n" + start.text
+    start = Facts(name=found.name, is_class=True)
+    methods.pop(method, None)  # `__init__` may try it out; that is no part of the start
+    found.init = _follow_init(start, methods)
+    found.init_calls = start.calls
+    found.init_text = start.call_text
     if found.cls is not None:
-        found.text += "\n" + "\n".join(ast.unparse(d) for d in found.cls.decorator_list)
+        found.call_text += "\n" + "\n".join(ast.unparse(d) for d in found.cls.decorator_list)
     return found
 
 
-def _methods(cls) -> dict:
-    """name -> function, of the user's own methods of a class and its bases."""
-    found = {}
-    for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            value = getattr(value, "__func__", getattr(value, "fget", value))
-            if inspect.isfunction(value) and _is_users(value.__code__.co_filename):
-                found[name] = inspect.unwrap(value)
+def _follow_init(found: Facts, methods: "_Methods"):
+    """Collect the calls of `__init__`, and of those of the objects that it makes."""
+    init = None
+    if "__init__" in methods:
+        init, aliases, lines = _find(methods["__init__"].__code__)
+        if init is not None:
+            _follow(found, init, methods["__init__"].__globals__, aliases, lines, methods)
+    for part in methods.parts.values():
+        _follow_init(found, part)
+    return init
+
+
+class _Methods(dict):
+    """name -> function, of the user's own methods of a class and its bases. `parts`: the same of
+    the objects of the user's that `__init__` makes and keeps, by attribute."""
+
+    def __init__(self, cls, depth: int = 0):
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).items():
+                value = getattr(value, "__func__", getattr(value, "fget", value))
+                if inspect.isfunction(value) and _is_users(value.__code__.co_filename):
+                    self[name] = inspect.unwrap(value)
+        kept = _made_in(self["__init__"]) if "__init__" in self and depth < 2 else {}
+        self.parts = {attribute: _Methods(part, depth + 1) for attribute, part in kept.items()}
+
+    def reached(self, name: str) -> tuple[object, "_Methods"]:
+        """The function that runs for `self.name(...)`, and the methods of its own object."""
+        if name in self:
+            return self[name], self
+        attribute, _, method = name.partition(".")
+        part = self.parts.get(attribute, {})
+        return part.get(method or "__call__"), part
+
+
+def _made_in(init) -> dict[str, type]:
+    """attribute -> class, where `__init__` says `self.attribute = UsersClass(...)`. Not a model,
+    which is what it does and not how the work is divided."""
+    node, torch = _find(init.__code__)[0], sys.modules.get("torch")
+    scope, found = init.__globals__ | _closure(init), {}
+    for child in ast.walk(node) if node is not None else ():
+        if isinstance(child, ast.Assign) and isinstance(child.value, ast.Call):
+            cls, name = _resolve(_dotted(child.value.func) or "", scope), _assigned(child.value)
+            if not inspect.isclass(cls) or not name or not name.startswith("self."):
+                continue
+            if _is_users(_file_of(cls)) and not (torch and issubclass(cls, torch.nn.Module)):
+                found[name.removeprefix("self.")] = cls
     return found
 
 
@@ -653,7 +713,7 @@ def _follow(
         return
     seen.add(id(node))
     found.body.append(node)
-    found.text += "\n" + ast.unparse(node)
+    found.call_text += "\n" + ast.unparse(node)
     aliases = aliases | _imports(node)
     scope = dict(scope) | (closure or {})
     name = getattr(node, "name", "<lambda>")
@@ -685,8 +745,10 @@ def _follow(
             call.given = _resolve(argument, scope)
         found.calls.append(call)
         target = call.target
-        if first in ("self", "cls") and methods and rest in methods:
-            target = methods[rest]
+        own = methods
+        if first in ("self", "cls") and methods:
+            method, where = methods.reached(rest)
+            target, own = (method, where) if method else (target, methods)
         if hasattr(target, "__wrapped__") and hasattr(target, "cache_info"):
             call.guarded, call.kept_in = True, ""
             continue
@@ -696,10 +758,16 @@ def _follow(
             inner, inner_aliases, inner_lines = _find(function.__code__)
             if inner is not None and _remembers(inner):
                 call.guarded, call.kept_in = True, function.__module__  # it builds once
+                once = Facts(function.__name__, is_class=False)
+                _follow(
+                    once, inner, function.__globals__, inner_aliases, inner_lines,
+                    own, _closure(function), depth + 1, set(seen),
+                )  # fmt: skip
+                call.makes_model = any(_builds_model(c, once) for c in once.calls)
             elif inner is not None:
                 _follow(
                     found, inner, function.__globals__, inner_aliases, inner_lines,
-                    methods, _closure(function), depth + 1, seen, call.guarded,
+                    own, _closure(function), depth + 1, seen, call.guarded,
                 )  # fmt: skip
 
 
@@ -928,7 +996,7 @@ def _remembers(function) -> bool:
 
 def _builds_model(call: Call, found: Facts) -> bool:
     name, last = call.name, call.name.split(".")[-1]
-    if name in _LOADERS or last in ("from_pretrained", "load_state_dict"):
+    if call.makes_model or name in _LOADERS or last in ("from_pretrained", "load_state_dict"):
         return True
     if name.startswith("torchvision.models."):
         return last[:1].islower() and last not in ("list_models", "get_model_weights", "transforms")
@@ -1041,6 +1109,17 @@ def _first_line(handler) -> str:
     return f"{head}: {ast.unparse(handler.body[-1]).splitlines()[0][:60]}"
 
 
+EVERY_NUMBER = 100  # more levels of loops than any column has: over all that is in a row
+
+
+def _flattens(method: str, arguments: list) -> bool:
+    """`ravel()`, `flatten()`, `reshape(-1)`, and `reshape(-1, 3)`: one loop visits every pixel."""
+    if method == "reshape" and arguments:
+        sizes = [ast.unparse(a) for a in arguments]
+        return sizes[0] == "-1" and all(s in ("1", "2", "3", "4") for s in sizes[1:])
+    return method in ("ravel", "flatten")
+
+
 class _ColumnLoops:
     """Follows the values of columns through assignments and loops of one function."""
 
@@ -1099,6 +1178,9 @@ class _ColumnLoops:
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             inside = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+            if inside and _flattens(name, node.args):
+                value = self._column(inside[0], known)
+                return value and (value[0], EVERY_NUMBER)
             if name in self._WRAPPERS or name in ("range", "len"):
                 found = (self._column(n, known) for n in [*node.args, *inside])
                 return next((value for value in found if value), None)
@@ -1107,7 +1189,11 @@ class _ColumnLoops:
     def _computes(self, loop) -> bool:
         """Arithmetic, and no call that could work on more than a number; no loop inside."""
         arithmetic = False
+        own = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in loop.generators]
+        source = {inner for iterable in own for inner in ast.walk(iterable)}  # evaluated once
         for node in ast.walk(loop):
+            if node in source:
+                continue
             inner = isinstance(node, ast.For | ast.While) or getattr(node, "generators", None)
             if node is not loop and inner:
                 return False

@@ -22,6 +22,7 @@ from helpers.doctor.plan import (
 )
 from helpers.doctor.report import Diagnosis
 
+_LEAVE_S = 30  # for Ray Data's loop to see that it was interrupted: a task may have to start first
 _STUCK_AFTER_S = 15  # without progress, and only where the plan proves that none can come
 _STEP_S = 0.5
 
@@ -80,7 +81,7 @@ class watch:
     def __exit__(self, *exc):
         self._leave.close()
         if self._interrupted is not None:  # it goes on once it has the actors' CPUs
-            self._interrupted.join(_STUCK_AFTER_S)
+            self._interrupted.join(_LEAVE_S)
         self.settle()
 
     def diagnosis(self) -> Diagnosis:
@@ -132,10 +133,13 @@ class watch:
             call.finished = True
             if name in ("take_all", "to_pandas"):
                 call.rows = len(result)
-            if name == "materialize":
-                call.made = tuple(roots_of(result._logical_plan.dag))
-                made = result._logical_plan.dag.infer_metadata()
-                call.rows, call.bytes = made.num_rows, made.size_bytes
+            if name in _KEEPING:
+                dags = [d._logical_plan.dag for d in _as_list(result)]
+                call.parts = len(dags)
+                call.made = tuple(root for dag in dags for root in roots_of(dag))
+                made = [dag.infer_metadata() for dag in dags]
+                call.rows = sum(one.num_rows or 0 for one in made)
+                call.bytes = sum(one.size_bytes or 0 for one in made)
         return result
 
     def call_for(self, dataset_id: str) -> Call | None:
@@ -187,6 +191,17 @@ class watch:
 
 
 # ---- recording ----------------------------------------------------------------------------------
+
+
+# Their results are in the object store, whole.
+_KEEPING = {
+    "materialize", "random_split", "split", "split_at_indices", "split_proportionately",
+    "train_test_split",
+}  # fmt: skip
+
+
+def _as_list(result) -> list:
+    return list(result) if isinstance(result, list | tuple) else [result]
 
 
 def _consuming(dataset_class) -> list[str]:

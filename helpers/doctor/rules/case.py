@@ -125,6 +125,14 @@ def users_blocks(stage: Stage) -> int | None:
     return n if isinstance(n, int) and n > 0 else None
 
 
+def sized_blocks(execution: Execution, stage: Stage) -> bool:
+    """Whether the user chose how large the blocks are: then a whole one is a decision."""
+    return any(
+        s.kind in ("StreamingRepartition", "Repartition") or (s.is_read and users_blocks(s))
+        for s in execution.before(stage)
+    )
+
+
 def bytes_per_row(physical: Physical) -> float | None:
     return physical.bytes_out / physical.rows if physical.rows else None
 
@@ -249,22 +257,33 @@ def accidental_split(one: Physical, other: Physical) -> str:
     if one.kind != "tasks" or other.kind != "tasks" or not one.stages or not other.stages:
         return ""
     last, first = one.stages[-1], other.stages[0]
-    # The read of plain bytes or tables is not work for a CPU: another share for it is a decision.
-    upstream_works = last.is_udf or (last.kind == "Filter" and last.fn is not None)
-    if not upstream_works or not first.is_udf:
-        return ""
     if last.kind in ("Filter", "FlatMap") and getattr(first.op, "batch_size", None) is not None:
         return ""  # Ray Data never fuses these
     a, b = remote_arguments(one), remote_arguments(other)
     different = {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
-    if different == {"num_cpus"}:
+    # The read of plain bytes or tables is not work for a CPU: another share for it is a decision.
+    works = last.is_udf or (last.kind == "Filter" and last.fn is not None)
+    if different == {"num_cpus"} and works and first.is_udf:
         if max(one.cpus, other.cpus) > 1:
             return ""  # more than one CPU is asked for on purpose: threads
         return f"`num_cpus` is {one.cpus:g} here and {other.cpus:g} there"
-    limits = [s.op.compute.size for s in (last, first) if hasattr(s.op.compute, "size")]
-    if not different and len(set(limits)) == 2:
-        return ""  # a limit on how many run at once is deliberate
+    if not different and (works or is_images(last)) and first.is_udf:
+        return _limited_alone(one, other)
     return ""
+
+
+def _limited_alone(one: Physical, other: Physical) -> str:
+    """The `size` or `concurrency` that one of two neighbors has and the other has not, where pixels
+    cross for it and nothing in the code needs the limit."""
+    limits = {}
+    for stage in (one.stages[-1], other.stages[0]):
+        limits[stage.name] = getattr(getattr(stage.op, "compute", None), "size", None)
+        if limits[stage.name] and stage.fn is not None and stage.code.waits_for_others:
+            return ""  # a service that bears only so many requests
+    (name, size), *rest = [(n, s) for n, s in limits.items() if s is not None] or [("", None)]
+    if size is None or rest or not pixel_columns(one.schema) or (one.bytes_out or 0) < MIB:
+        return ""
+    return f"at most {size} tasks of `{name}` may run at once, and its neighbor has no such limit"
 
 
 def swallowed(case: Case, mistake_id: str, mine) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ def i1(case: Case) -> Iterator[Finding]:
             continue
         before = execution.before(stage)
         reads = [s for s in before if s.kind == "Read" and is_media(s)]
-        if len(reads) != 1 or any(is_model(s) for s in before):
+        if len(reads) != 1:
             continue
         if stage.fn is not None:
             used = stage.code.columns_used()
@@ -66,6 +66,7 @@ def i1(case: Case) -> Iterator[Finding]:
         if (
             not used
             or not used <= from_path
+            or any(is_model(s) and not _only_passed_on(used, s) for s in before)
             or stage.physical.rows is None
             or only_a_look(execution)
         ):
@@ -77,12 +78,17 @@ def i1(case: Case) -> Iterator[Finding]:
                 "I1",
                 stage.name,
                 f"{files} files were read and decoded, {kept} rows were kept; the filter only "
-                "looks "
-                f"at {', '.join(sorted(used))}",
+                f"looks at {', '.join(sorted(used))}",
                 "Choose before reading: a list of paths or folders, `partition_filter=`, or "
                 "`file_extensions=` of the read",
                 {"files_read": files, "rows_kept": kept},
             )
+
+
+def _only_passed_on(columns: set[str], model: Stage) -> bool:
+    """Whether a model's answer has columns of its input as they were: they are no answers of it."""
+    used = model.code.columns_used() or set()
+    return columns <= used and not any(model.code.changes_column(c) for c in columns)
 
 
 def i2(case: Case) -> Iterator[Finding]:
@@ -103,7 +109,7 @@ def i2(case: Case) -> Iterator[Finding]:
         gone = gone and not is_class(following[0]) and not is_model(following[0])
         if not gone and not any(functions.resizes(s.fn) for s in following):
             continue
-        if accidental_split(read, read.outputs[0]):
+        if read.stages[-1] is not stage and accidental_split(read, read.outputs[0]):
             continue  # T6 names the cause
         if _too_few_files(stage, following[0].physical):
             continue  # of as many files as a real job has, both would be one operator
@@ -138,13 +144,16 @@ def i3(case: Case) -> Iterator[Finding]:
             continue  # fused with a map that makes the images equal: nothing ragged leaves
         if read.rows and encoded and read.stages[-1] is stage and not only_a_look(execution):
             ratio = read.bytes_out / encoded
-        # Equal images without `size` are harmless; so is an estimate that is nearly right.
-        if ragged and ratio >= 2:
+        # A mode is a decision, and of equal images a read with one is harmless; so is an estimate
+        # that is nearly right.
+        undecided = source.mode is None and alone and next_is_udf(read)
+        if ratio >= 2 and (ragged or undecided):
             given = [f"`{k}`" for k in ("size", "mode") if getattr(source, k) is None]
+            of = f"images of {_shapes(shapes)}; " if ragged else ""
             yield Finding(
                 "I3",
                 stage.name,
-                f"no {' and no '.join(given)}: images of {_shapes(shapes)}; decoded they are "
+                f"no {' and no '.join(given)}: {of}decoded they are "
                 f"{ratio:.1f} times as large as Ray Data's estimate, which is the files' size",
                 '`read_images(..., size=(height, width), mode="RGB")`, or decode and crop in a map '
                 "of your own",
@@ -371,7 +380,8 @@ def i6(case: Case) -> Iterator[Finding]:
             size = None  # of what it was fused with
         if stage.kind == "Repartition":  # what it gets is what it gives
             rows = sum(p.rows or 0 for p in physical.inputs)
-            size = sum(p.bytes_out or 0 for p in physical.inputs)
+            rows = rows or next((p.rows_in for p in physical.outputs if p.rows_in), None)
+            size = sum(p.bytes_out or 0 for p in physical.inputs) or None
         if stage.kind == "Read" and (not rows or size is None):
             meta = stage.op.infer_metadata()
             rows, size = meta.num_rows or rows, meta.size_bytes
@@ -443,10 +453,10 @@ def _one_row_group(read: Stage) -> bool:
 
 
 def i8(case: Case) -> Iterator[Finding]:
-    """`materialize` in the middle for a single reader, or large rows collected on the driver."""
+    """All rows kept in the middle for a single reader, or large ones collected on the driver."""
     for call in case.calls:
         last = call.executions[-1].operators[-1] if call.executions else None
-        if call.name == "materialize" and call.finished and last is not None:
+        if call.parts and call.finished and last is not None:
             readers = [c for c in case.calls if c is not call and set(c.roots) & set(call.made)]
             # Who also counts, or looks at some rows, has a use for it.
             looks = ("count", "schema", "size_bytes", "show", "take", "take_batch")
@@ -459,31 +469,32 @@ def i8(case: Case) -> Iterator[Finding]:
                 yield Finding(
                     "I8",
                     last.name,
-                    f"`materialize()` holds all {amount(call.rows or 0, 'row')} "
+                    f"`{call.name}()` holds all {amount(call.rows or 0, 'row')} "
                     f"({megabytes(call.bytes)}, with the pixels in {', '.join(pixels)}) in the "
                     "object store, and nobody reads them",
                     "Return only the key and the result, and write them: the pipeline streams",
                     {"rows": call.rows, "bytes": call.bytes, "readers": 0},
                 )
-            elif len(work) != 1 and spilled >= MIB:
+            elif not 1 <= len(work) <= call.parts and spilled >= MIB:
                 yield Finding(
                     "I8",
                     last.name,
-                    f"`materialize()` keeps {megabytes(call.bytes or 0)}, more than the object "
+                    f"`{call.name}()` keeps {megabytes(call.bytes or 0)}, more than the object "
                     f"store holds: {megabytes(spilled)} went to disk and come back for each reader",
                     "Stream, or keep something smaller: uint8 or encoded files instead of floats",
                     {"rows": call.rows, "bytes": call.bytes, "spilled_bytes": spilled},
                 )
-            elif len(work) == 1 and (call.bytes or 0) >= floor:
+            elif 1 <= len(work) <= call.parts and (call.bytes or 0) >= floor:
                 yield Finding(
                     "I8",
                     last.name,
-                    f"`materialize()` holds all {amount(call.rows or 0, 'row')} "
+                    f"`{call.name}()` holds all {amount(call.rows or 0, 'row')} "
                     f"({megabytes(call.bytes)}) "
-                    f"in the object store, and only `{work[0].name}` reads them, once",
-                    "Leave `materialize()` out: the pipeline streams, and holds few blocks at "
-                    "a time",
-                    {"rows": call.rows, "bytes": call.bytes, "readers": 1},
+                    f"in the object store, and only `{work[0].name}` reads "
+                    + ("them, once" if call.parts == 1 else "each part, once"),
+                    "Leave it out: the pipeline streams, and holds few blocks at a time"
+                    + ("" if call.parts == 1 else "; split the list of files instead"),
+                    {"rows": call.rows, "bytes": call.bytes, "readers": len(work)},
                 )
         if call.name in ("take_all", "to_pandas") and call.rows and last is not None:
             size, pixels = collected_bytes(call), pixel_columns(last.schema)
@@ -543,20 +554,24 @@ def i9(case: Case) -> Iterator[Finding]:
 
 
 def _large_looks(case: Case) -> Iterator[Finding]:
-    """A look at some rows, for which the model ran over most of what another execution needs."""
+    """A look at some rows, for which the model ran over most of what another execution needs, or
+    for a good part of its time: it starts anew each time."""
     for look in case.executions:
         models = [s for s in look.stages if gives_answers(s)] if only_a_look(look) else []
         for full in full_executions(case) if models else ():
             same = [s for s in full.stages if s.signature == models[-1].signature]
             looked_at, seconds = models[-1].physical.rows or 0, models[-1].physical.busy_s
             of = (same[0].physical.rows or 0) if same and not full.error else 0
-            if of >= 16 and looked_at >= of / 2 and seconds >= 1:
+            much = looked_at >= of / 2 and seconds >= 1
+            long = look.seconds is not None and look.seconds >= max(2, full.seconds / 5)
+            if of >= 16 and (much or long):
+                took = f", {look.seconds:.1f} s with its start" if long else ""
                 yield Finding(
                     "I9",
                     models[-1].name,
                     f"`{look.consumer}` shows some rows, and the model ran over "
-                    f"{looked_at} of {of} for it ({seconds:.1f} s of work); `{full.consumer}` "
-                    "does it again",
+                    f"{looked_at} of {of} for it ({seconds:.1f} s of work{took}); "
+                    f"`{full.consumer}` does it again, in {full.seconds:.1f} s",
                     "Write first, then look at what was written; or put `limit` in front of the "
                     "model for a look",
                     {"executions": 2, "rows": looked_at, "seconds_again": round(seconds, 2)},

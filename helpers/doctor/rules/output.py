@@ -18,6 +18,7 @@ from helpers.doctor.rules.case import (
     elements,
     full_executions,
     gives_answers,
+    input_row_bytes,
     is_class,
     is_images,
     named_like_a_model,
@@ -91,6 +92,16 @@ def o2(case: Case) -> Iterator[Finding]:
                 "streams",
                 {"blocks": blocks, "files": len(files), "bytes": size},
             )
+        elif (held := _rows_held(write)) > 2e9 and size >= 1e6:
+            yield Finding(
+                "O2",
+                write.name,
+                f"`min_rows_per_file={sink_of(write).min_rows_per_file}`: a task waits until it "
+                f"has {megabytes(held)} to write; here that is {megabytes(size)} in "
+                f"{amount(len(files), 'file')}",
+                "As many rows as make a file of about 128 MB to 1 GB",
+                {"files": len(files), "bytes": size, "bytes_per_file": held},
+            )
         elif len(files) == 1 and sum(files.values()) > 1e9:
             yield Finding(
                 "O2",
@@ -99,6 +110,13 @@ def o2(case: Case) -> Iterator[Finding]:
                 "Files of about 128 MB to 1 GB: `max_rows_per_file=`",
                 {"files": 1, "bytes": sum(files.values())},
             )
+
+
+def _rows_held(write: Stage) -> float:
+    """Bytes of as many rows as a file is to have at least; 0 where that was not said."""
+    rows = getattr(sink_of(write), "min_rows_per_file", None)
+    alone = write.physical.stages[0] is write
+    return rows * (input_row_bytes(write.physical) or 0) if rows and alone else 0.0
 
 
 def o3(case: Case) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from helpers.doctor.rules.case import (
     pixel_columns,
     rows_into,
     schema_into,
+    sized_blocks,
 )
 from helpers.plots import megabytes
 
@@ -243,12 +244,19 @@ def r6(case: Case) -> Iterator[Finding]:
 
 
 def r7(case: Case) -> Iterator[Finding]:
-    for _, stage in case.each():
-        size = getattr(stage.op, "batch_size", None)
-        if stage.kind != "MapBatches" or not isinstance(size, int) or size < 128:
-            continue
+    for execution, stage in case.each():
         physical = stage.physical
-        if not physical.inputs or physical.stages[0] is not stage:
+        if stage.kind != "MapBatches" or not physical.inputs or physical.stages[0] is not stage:
+            continue
+        size = stage.op.batch_size
+        if (
+            size is None
+            and physical.tasks
+            and is_class(stage)
+            and not sized_blocks(execution, stage)
+        ):
+            size = round((rows_into(stage) or 0) / physical.tasks)  # a batch is a whole block
+        if not isinstance(size, int) or size < 128:
             continue
         images = pixel_columns(schema_into(stage)).values()
         for_cpu = images and gives_answers(stage) and not gpus_of(stage)
@@ -312,7 +320,7 @@ def r9(case: Case) -> Iterator[Finding]:
                 )
             # Models that share cores compute no faster, and each has to start and to load first.
             elif (
-                smallest > 2 * execution.cpus
+                smallest >= max(4, 2 * execution.cpus)
                 and not physical.gpus
                 and physical.tasks <= 4 * smallest
                 and any(

@@ -15,6 +15,7 @@ from helpers.doctor.rules.case import (
     binary_columns,
     bytes_per_row,
     elements,
+    gpus_of,
     input_row_bytes,
     is_class,
     is_images,
@@ -26,9 +27,9 @@ from helpers.doctor.rules.case import (
     rows_into,
     schema_into,
     sink_of,
+    sized_blocks,
     tensor_bytes,
     tensor_columns,
-    users_blocks,
 )
 from helpers.plots import megabytes
 
@@ -84,7 +85,7 @@ def _visited_values(stage: Stage, rows: int) -> tuple[str, int] | None:
         levels = len(shape) + (stage.kind == "MapBatches")
         values = rows * int(elements(shape))
         # Some thousand take a millisecond. A loop over rows of arrays is not one over numbers.
-        if depth == levels and values >= 5000:
+        if (depth == levels or depth >= functions.EVERY_NUMBER) and values >= 5000:
             return column, values
     return None
 
@@ -118,7 +119,7 @@ _IN_INIT = "A class whose `__init__` builds the model, with `compute=ActorPoolSt
 
 def t2(case: Case) -> Iterator[Finding]:
     for execution, stage in case.each():
-        if not stage.is_udf or only_a_look(execution):
+        if not stage.is_udf:
             continue
         forgotten, tasks = stage.code.models_forgotten(), stage.physical.tasks or 0
         if forgotten and tasks > 2 * execution.cpus:  # a process for each core needs one anyway
@@ -138,6 +139,8 @@ def t2(case: Case) -> Iterator[Finding]:
         calls = stage.physical.tasks or 0
         if rows and isinstance(size, int) and stage.kind != "FlatMap":
             calls = max(calls, -(-rows // size))
+        if only_a_look(execution) and calls < 2:
+            continue
         per = "batch" if stage.kind == "MapBatches" else "row"
         yield Finding(
             "T2",
@@ -191,13 +194,29 @@ def t3(case: Case) -> Iterator[Finding]:
                 "code",
             )
         elif (
+            rows
+            and rows >= 64  # few images are no reason for another number
+            and _explicit_batch(stage) >= max(128, rows)
+            and not gpus_of(stage)
+            and is_class(stage)
+            and _gets_images(execution, stage)
+        ):
+            yield Finding(
+                "T3",
+                stage.name,
+                f"`batch_size={stage.op.batch_size}` and {rows} rows: one call gets all of them, "
+                "and nothing overlaps",
+                change,
+                {"batch_size": stage.op.batch_size, "rows": rows},
+            )
+        elif (
             stage.kind == "MapBatches"
             and stage.op.batch_size is None
             and is_class(stage)
             and is_model(stage)
             and rows
             and physical.tasks
-            and not _sized_blocks(execution, stage)
+            and not sized_blocks(execution, stage)
         ):
             per_task = rows / physical.tasks
             row_bytes = input_row_bytes(physical)
@@ -214,6 +233,20 @@ def t3(case: Case) -> Iterator[Finding]:
                 )
 
 
+def _explicit_batch(stage: Stage) -> int:
+    size = getattr(stage.op, "batch_size", None)
+    return size if stage.kind == "MapBatches" and isinstance(size, int) else 0
+
+
+def _gets_images(execution: Execution, stage: Stage) -> bool:
+    """Whether a model gets images, and not what another has made of them."""
+    before = execution.before(stage)
+    if not is_model(stage) or any(is_model(s) for s in before):
+        return False
+    prepared = any(s.fn is not None and functions.resizes(s.fn) for s in before)
+    return prepared or bool(pixel_columns(schema_into(stage)))
+
+
 def _one_shape(execution: Execution, stage: Stage) -> bool:
     """Whether a step gets images of one shape; those of different shapes must come one by one."""
     pixels = pixel_columns(schema_into(stage))
@@ -222,14 +255,6 @@ def _one_shape(execution: Execution, stage: Stage) -> bool:
     before = execution.before(stage)
     sized = any(is_images(s) and s.op.datasource.size is not None for s in before)
     return sized or any(s.fn is not None and functions.resizes(s.fn) for s in before)
-
-
-def _sized_blocks(execution: Execution, stage: Stage) -> bool:
-    """Whether the user chose how large the blocks are: then a whole one is a decision."""
-    return any(
-        s.kind in ("StreamingRepartition", "Repartition") or (s.is_read and users_blocks(s))
-        for s in execution.before(stage)
-    )
 
 
 def t4(case: Case) -> Iterator[Finding]:
@@ -241,7 +266,7 @@ def t4(case: Case) -> Iterator[Finding]:
             rows = rows or next((p.rows_in for p in last.outputs), None)
             if not stages or not rows:
                 continue
-            kept = execution.consumer == "materialize" and not physical.outputs
+            kept = execution.call and execution.call.parts and not physical.outputs
             following = case.after(execution, stages[-1]) if kept else []
             if not next_is_udf(last) and not any(s.is_udf for s in following):
                 continue
@@ -377,8 +402,8 @@ def t6(case: Case) -> Iterator[Finding]:
                 "T6",
                 f"{physical.name} | {following.name}",
                 f"two operators instead of one: {why}{size}",
-                "The same `num_cpus` (or none) on maps that belong together; a split should be a "
-                "decision",
+                "The same `num_cpus` and `concurrency` (or none) on maps that belong together; a "
+                "split should be a decision",
                 {"bytes_between": physical.bytes_out},
                 "plan",
             )
