@@ -737,6 +737,15 @@ def two_halves_of_what_is_kept(ray, photos, table, out):
         )
 
 
+@planted("R10")
+def pixels_grouped_for_nothing(ray, photos, table, out):
+    def share(group):
+        return {"label": group["label"][:1], "n": [len(group["label"])]}
+
+    ds = ray.data.read_images(photos, size=(160, 160), mode="RGB", include_paths=True).map(label)
+    ds.groupby("label", num_partitions=2).map_groups(share).write_parquet(out)
+
+
 @planted("O2")
 def a_file_that_no_task_can_hold(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(224, 224), mode="RGB", include_paths=True)

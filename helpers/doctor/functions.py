@@ -587,6 +587,8 @@ def _captured_objects(fn) -> dict[str, object]:
 
 
 def _facts(fn) -> Facts:
+    if "map_groups.<locals>" in getattr(fn, "__qualname__", "") and inspect.isfunction(fn):
+        fn = _closure(fn).get("fn", fn)  # Ray Data calls the user's function for each group
     while isinstance(fn, functools.partial):
         fn = fn.func
     if inspect.ismethod(fn):

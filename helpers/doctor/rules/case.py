@@ -207,13 +207,19 @@ def schema_into(stage: Stage):
     return None
 
 
-def input_row_bytes(physical: Physical) -> float | None:
-    """Bytes of a row that comes in; a limit passes on what it gets."""
+def input_of(physical: Physical) -> Physical | None:
+    """The operator whose rows come in; a limit or a shuffle passes on what it gets."""
     while len(physical.inputs) == 1:
         physical = physical.inputs[0]
         if physical.rows:
-            return bytes_per_row(physical)
+            return physical
     return None
+
+
+def input_row_bytes(physical: Physical) -> float | None:
+    """Bytes of a row that comes in."""
+    source = input_of(physical)
+    return bytes_per_row(source) if source else None
 
 
 def amount(value: float, noun: str = "") -> str:

@@ -146,7 +146,8 @@ def i3(case: Case) -> Iterator[Finding]:
             ratio = read.bytes_out / encoded
         # A mode is a decision, and of equal images a read with one is harmless; so is an estimate
         # that is nearly right.
-        undecided = source.mode is None and alone and next_is_udf(read)
+        following = [s for s in execution.after(stage) if s.kind != "Limit"]
+        undecided = source.mode is None and alone and any(s.is_udf for s in following[:1])
         if ratio >= 2 and (ragged or undecided):
             given = [f"`{k}`" for k in ("size", "mode") if getattr(source, k) is None]
             of = f"images of {_shapes(shapes)}; " if ragged else ""

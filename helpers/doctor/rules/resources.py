@@ -13,6 +13,7 @@ from helpers.doctor.rules.case import (
     full_executions,
     gives_answers,
     gpus_of,
+    input_of,
     input_row_bytes,
     is_class,
     named_like_a_model,
@@ -373,6 +374,22 @@ def r10(case: Case) -> Iterator[Finding]:
                     {"bytes": moved},
                     "plan",
                 )
+            source = input_of(stage.physical)
+            moved = source.bytes_out or 0 if source else 0
+            if stage.kind == "Repartition" and users and pixels and moved >= 1e6:
+                used = users[0].code.columns_used()
+                unused = [name for name in pixels if used is not None and name not in used]
+                if unused and getattr(stage.op, "keys", None):
+                    yield Finding(
+                        "R10",
+                        stage.name,
+                        f"{megabytes(moved)} are moved to bring groups together, with the pixels "
+                        f"in {', '.join(unused)}, and `{users[0].name}` does not use them",
+                        "`select_columns([...])` in front of `groupby`: the key and what the "
+                        "function needs",
+                        {"bytes": moved},
+                        "plan",
+                    )
         if (
             execution.preserve_order
             and (execution.write is not None or execution.consumer in ("count", "materialize"))
