@@ -481,6 +481,16 @@ def a_batch_of_many_images(ray, photos, table, out):
     ds.write_parquet(out, min_rows_per_file=1000)
 
 
+@planted("R7", "T3")
+def a_batch_of_a_whole_block(ray, photos, table, out):
+    def images(batch):
+        n = len(batch["id"])
+        return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
+
+    ds = ray.data.from_pandas(pd.DataFrame({"id": range(130)})).map_batches(images, batch_size=65)
+    ds.map_batches(Model, batch_size=None, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
+
+
 class TorchModel(Model):
     def __call__(self, batch):
         if len(batch["path"]) > 1000:  # it stands in the code: five processes need not import it
