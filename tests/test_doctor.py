@@ -18,8 +18,10 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torchvision import transforms
 from torchvision.models import ResNet50_Weights, resnet18
@@ -151,6 +153,12 @@ def filter_as_a_function(ray, photos, table, out):
 
 
 @planted("I4")
+def filter_as_a_map(ray, photos, table, out):
+    ds = ray.data.read_parquet(table)
+    ds.map_batches(frame_mask, batch_format="pandas").write_parquet(out)
+
+
+@planted("I4")
 def all_columns(ray, photos, table, out):
     ds = ray.data.read_parquet(table)
     ds.map_batches(lambda b: {"id": b["id"], "y": b["x"] * 2}).write_parquet(out)
@@ -241,6 +249,22 @@ def floats_shipped(ray, photos, table, out):
 def split_by_accident(ray, photos, table, out):
     ds = ray.data.read_binary_files(photos, include_paths=True).map(decode)
     ds.map(lambda row: {"mean": row["image"].mean()}, num_cpus=0.5).write_parquet(out)
+
+
+class Mirror:
+    def __call__(self, batch):
+        return {"path": batch["path"], "image": batch["image"][:, :, ::-1]}
+
+
+@planted("T6")
+def an_actor_that_keeps_nothing(ray, photos, table, out):
+    def large(row):
+        return {"path": row["path"], "image": np.repeat(decode(row)["image"], 3, axis=0)}
+
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(large)
+    ds.map_batches(Mirror, batch_size=8, num_cpus=0.5, compute=pool(ray)).write_numpy(
+        out, column="image"
+    )
 
 
 @planted("T8")
@@ -352,6 +376,13 @@ def vectors_written_by_pandas(ray, photos, table, out):
     ds.to_pandas().to_pickle(f"{out}.pkl")
 
 
+@planted("O3")
+def vectors_saved_by_the_driver(ray, photos, table, out):
+    ds = ray.data.range(100).map_batches(lambda b: {"vector": np.ones((len(b["id"]), 64))})
+    vectors = [batch["vector"] for batch in ds.iter_batches(batch_size=25)]
+    np.save(f"{out}.npy", np.concatenate(vectors))
+
+
 @planted("T1", "T8", "T9", "O4")
 def as_other_people_write_them(ray, photos, table, out):
     steps = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])
@@ -424,6 +455,13 @@ def a_trial_in_the_folder_of_the_run(ray, photos, table, out):
     ds.write_parquet(out)
 
 
+@planted("O7")
+def a_trial_of_items(ray, photos, table, out):
+    items = [{"path": f"{i}.jpeg"} for i in range(23)]
+    for some in (items[:5], items):
+        ray.data.from_items(some).map(lambda row: row | {"y": 1}).write_json(out)
+
+
 class Measures:
     @staticmethod
     def sharpness(gray):
@@ -489,6 +527,27 @@ def a_batch_of_a_whole_block(ray, photos, table, out):
 
     ds = ray.data.from_pandas(pd.DataFrame({"id": range(130)})).map_batches(images, batch_size=65)
     ds.map_batches(Model, batch_size=None, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
+
+
+@planted("R7", "T3", "I8")
+def a_batch_of_everything_that_is_kept(ray, photos, table, out):
+    def images(batch):
+        n = len(batch["id"])
+        return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
+
+    kept = ray.data.range(130).map_batches(images, batch_size=65).materialize()
+    kept.map_batches(Model, batch_size=256, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
+
+
+@planted("T3")
+def a_method_without_a_batch_size(ray, photos, table, out):
+    def images(batch):
+        n = len(batch["id"])
+        return {"path": batch["id"], "image": np.zeros((n, 96, 96, 3), np.uint8)}
+
+    halves = [pd.DataFrame({"id": range(65)}) for _ in range(2)]
+    ds = ray.data.from_pandas(halves).map_batches(images)
+    ds.map_batches(Model().__call__).write_parquet(out)
 
 
 class TorchModel(Model):
@@ -1062,6 +1121,116 @@ def test_a_model_that_is_remembered_is_not_built_again():
     assert functions.facts(Rebuilds).models_built() == ["build_model"]
     assert not functions.facts(Remembers).models_built()
     assert not functions.facts(BuildsOnFirstUse).models_built()
+
+
+def gray_for_what_it_expects(row):
+    try:
+        image = Image.open(io.BytesIO(row["bytes"])).convert("RGB")
+    except OSError:
+        image = Image.new("RGB", (96, 96), (128, 128, 128))
+    return {"path": row["path"], "image": np.asarray(image.resize((96, 96)))}
+
+
+def gray_and_a_mark(row):
+    try:
+        image, status = Image.open(io.BytesIO(row["bytes"])).convert("RGB"), "read"
+    except OSError:
+        image, status = Image.new("RGB", (96, 96)), ""
+    return {"image": np.asarray(image.resize((96, 96))), "status": status}
+
+
+def test_pixels_that_are_made_up():
+    assert "Image.new" in functions.facts(gray_for_what_it_expects).swallowed()[0]
+    assert not functions.facts(gray_and_a_mark).swallowed()[0]
+
+
+def frame_mask(df):
+    keep = (df["x"] > 0.5) & df.label.isin(["a", "b"])
+    return df[keep].reset_index(drop=True)
+
+
+def arrow_mask(table):
+    return table.filter(pc.and_(pc.greater(table["x"], 0.5), pc.equal(table.column("id"), 3)))
+
+
+def numpy_mask(batch):
+    """Those with a high score."""
+    mask = batch["x"] > 0.5
+    return {name: column[mask] for name, column in batch.items()}
+
+
+def computed_mask(batch):
+    mask = np.linalg.norm(batch["x"], axis=1) > 0.5
+    return {name: column[mask] for name, column in batch.items()}
+
+
+def mask_and_more(df):
+    df["y"] = df["x"] * 2
+    return df[df["x"] > 0.5]
+
+
+def test_functions_that_only_choose_rows():
+    columns = [functions.facts(f).columns_of_a_mask() for f in (frame_mask, arrow_mask, numpy_mask)]
+    assert columns == [{"x", "label"}, {"x", "id"}, {"x"}]
+    assert not functions.facts(computed_mask).columns_of_a_mask()
+    assert not functions.facts(mask_and_more).columns_of_a_mask()
+
+
+class Loaded(torch.nn.Module):
+    @classmethod
+    def fresh(cls):
+        return cls().eval()
+
+
+def loaded_by_a_class_method(batch):
+    return {"y": Loaded.fresh()(batch["image"])}
+
+
+def to_square(pixels):
+    return np.asarray(transforms.ToPILImage()(pixels).resize((96, 96)))
+
+
+def to_tone(pixels):
+    return transforms.ToTensor()(Image.fromarray(pixels)).numpy()
+
+
+def steps_in_a_loop(row):
+    for step in (to_square, to_tone):
+        row["image"] = step(row["image"])
+    return row
+
+
+def lines_and_values(row):
+    gray, total = row["image"].tolist(), 0
+    for y in range(1, len(gray)):
+        above, here = gray[y - 1], gray[y]
+        for x in range(len(here)):
+            total += here[x] - above[x]
+    return {"y": total}
+
+
+def boxes_and_their_corners(row):
+    areas = []
+    for i in range(len(row["boxes"])):
+        box = row["boxes"][i]
+        for k in range(2):
+            areas.append((box[2] - box[0]) * k)
+    return {"area": areas}
+
+
+def test_code_that_is_reached_in_other_ways():
+    assert functions.facts(loaded_by_a_class_method).models_built() == ["Loaded"]
+    assert functions.facts(steps_in_a_loop).conversions().count("array to PIL") == 2
+    assert functions.facts(lines_and_values).nested_pixel_loop()
+    assert not functions.facts(boxes_and_their_corners).nested_pixel_loop()
+
+
+def chosen_by_name(batch):
+    return {"y": getattr(torchvision.models, "resnet18")(weights=None)(batch["image"])}  # noqa: B009
+
+
+def test_a_model_that_is_chosen_by_its_name():
+    assert functions.facts(chosen_by_name).models_built() == ["torchvision.models.resnet18"]
 
 
 def drops_silently(row):

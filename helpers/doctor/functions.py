@@ -71,6 +71,17 @@ _DECODERS = {
     "skimage.io.imread",
     "librosa.load",
 }
+_IN_COMPARISONS = (
+    ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Compare, ast.BinOp, ast.Subscript,
+    ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Set, ast.operator, ast.cmpop,
+    ast.unaryop,
+)  # fmt: skip
+# What says the same as an operator would, in pandas, NumPy and pyarrow.compute.
+_COMPARING = {
+    "and_", "array", "between", "eq", "equal", "ge", "greater", "greater_equal", "gt", "invert",
+    "is_in", "isin", "le", "less", "less_equal", "logical_and", "logical_not", "logical_or", "lt",
+    "ne", "not_equal", "or_", "scalar",
+}  # fmt: skip
 _SCRIPT = ("__main__", "__mp_main__")  # modules that no worker can import
 _TRANSFORMS = {"ToPILImage", "ToTensor", "PILToTensor"}
 # What leaves no autograd graph. In `__init__`, only what lasts when that is over.
@@ -228,13 +239,51 @@ class Facts:
             if isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name) and node.value.id != self.parameter
         ]  # fmt: skip
-        allowed = (
-            ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Compare, ast.BinOp,
-            ast.Subscript,
-            ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Set, ast.operator, ast.cmpop,
-            ast.unaryop,
-        )  # fmt: skip
-        return all(isinstance(n, allowed) or n in settings for n in ast.walk(result))
+        return all(isinstance(n, _IN_COMPARISONS) or n in settings for n in ast.walk(result))
+
+    def columns_of_a_mask(self) -> set[str]:
+        """The columns that a function on batches compares with constants, to return the rows for
+        which that is so and nothing else: `df[df["x"] > 3]`, `table.filter(pc.equal(...))`, or
+        `{k: v[mask] for k, v in batch.items()}`. Empty when it does anything else."""
+        if not self.known or self.parameter is None or isinstance(self.entry, ast.Lambda):
+            statements, result = [], getattr(self.entry, "body", None)
+        else:
+            *statements, last = [n for n in self.entry.body if not _is_docstring(n)]
+            result = last.value if isinstance(last, ast.Return) else None
+        named = {}
+        for statement in statements:
+            one = isinstance(statement, ast.Assign) and len(statement.targets) == 1
+            if not one or not isinstance(statement.targets[0], ast.Name):
+                return set()
+            named[statement.targets[0].id] = statement.value
+        mask = _mask_of(result, self.parameter) if isinstance(result, ast.AST) else None
+        columns, queue = set(), [mask] if mask is not None else []
+        while queue:
+            node = queue.pop()
+            key = _constant_key(node)
+            if key is not None and ast.unparse(node.value) == self.parameter:
+                columns.add(key)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == self.parameter:
+                columns.add(node.attr)  # df.x
+            elif isinstance(node, ast.Name) and node.id in named:
+                queue.append(named[node.id])
+            elif isinstance(node, ast.Call):
+                method = getattr(node.func, "attr", "")
+                if method in ("column", "field") and len(node.args) == 1 and _is_text(node.args[0]):
+                    columns.add(node.args[0].value)
+                elif method in _COMPARING:
+                    queue += [*node.args, *(k.value for k in node.keywords)]
+                    if not isinstance(node.func.value, ast.Name):  # df["x"].isin(...)
+                        queue.append(node.func.value)
+                else:
+                    return set()
+            elif isinstance(node, ast.Name) and node.id == self.parameter:
+                return set()
+            elif isinstance(node, _IN_COMPARISONS):
+                queue += ast.iter_child_nodes(node)
+            else:
+                return set()
+        return columns
 
     # -- single findings
 
@@ -386,13 +435,15 @@ class Facts:
         return found
 
     def swallowed(self) -> tuple[str, bool]:
-        """A handler that turns any error into an ordinary-looking row or into none, without a
-        word: where it stands, and whether the row is gone. ("", False) if there is no such one."""
+        """A handler that turns any error into an ordinary-looking row or into none, or an expected
+        one into pixels of its own, without a word: where it stands, and whether the row is gone.
+        ("", False) if there is no such one."""
         for body in self.body:
             for node in ast.walk(body):
                 if isinstance(node, ast.Try):
                     for handler in node.handlers:
-                        if _catches_everything(handler) and _hides(handler):
+                        much = _catches_everything(handler) or _makes_up_pixels(handler, body)
+                        if much and _hides(handler):
                             where = f"line {handler.lineno}: `{_first_line(handler)}`"
                             return where, _drops(handler)
         return "", False
@@ -404,7 +455,8 @@ class Facts:
                 if not _ranges(outer):
                     continue
                 for inner in ast.walk(outer):
-                    if inner is not outer and _ranges(inner) and _indexes_deeply(inner):
+                    deep = _indexes_deeply(inner, _taken_apart(outer))
+                    if inner is not outer and _ranges(inner) and deep:
                         return True
         return False
 
@@ -731,7 +783,7 @@ def _follow(
             )  # fmt: skip
         if not isinstance(child, ast.Call):
             continue
-        dotted = _dotted(child.func)
+        dotted = _dotted(child.func) or _chosen(child.func)
         if dotted is None:
             if isinstance(child.func, ast.Attribute):  # something(...).attribute(...)
                 dotted = "?." + child.func.attr
@@ -741,6 +793,8 @@ def _follow(
         full = aliases.get(first, first) + ("." + rest if rest else "")
         call = Call(full, child, name, guarded or _guarded(child))
         call.target = _resolve(dotted, scope)
+        if dotted == "cls" and inspect.isclass(call.target):
+            call.name = call.target.__name__
         if call.guarded:
             call.kept_in = scope.get("__name__", "")
         if child.args and (argument := _dotted(child.args[0])):
@@ -758,18 +812,19 @@ def _follow(
             if not inspect.isfunction(function) or not _is_users(function.__code__.co_filename):
                 continue
             inner, inner_aliases, inner_lines = _find(function.__code__)
+            known = _closure(function) | _own_class(dotted, scope)
             if inner is not None and _remembers(inner):
                 call.guarded, call.kept_in = True, function.__module__  # it builds once
                 once = Facts(function.__name__, is_class=False)
                 _follow(
                     once, inner, function.__globals__, inner_aliases, inner_lines,
-                    own, _closure(function), depth + 1, set(seen),
+                    own, known, depth + 1, set(seen),
                 )  # fmt: skip
                 call.makes_model = any(_builds_model(c, once) for c in once.calls)
             elif inner is not None:
                 _follow(
                     found, inner, function.__globals__, inner_aliases, inner_lines,
-                    own, _closure(function), depth + 1, seen, call.guarded,
+                    own, known, depth + 1, seen, call.guarded,
                 )  # fmt: skip
 
 
@@ -777,11 +832,23 @@ _APPLIES = {"apply", "applymap", "apply_along_axis", "imap", "map", "starmap", "
 
 
 def _applied(call: ast.Call, scope: dict) -> list:
-    """What `map(function, ...)`, `series.apply(function)` and the like call for each element."""
+    """What `map(function, ...)`, `series.apply(function)` and the like call for each element; and
+    what `step(x)` calls in a loop over functions: `for step in (one, other)`."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    if name not in _APPLIES:
-        return []
-    return [_resolve(dotted, scope) for dotted in map(_dotted, call.args) if dotted]
+    names = call.args if name in _APPLIES else []
+    for loop in _ancestors(call) if isinstance(call.func, ast.Name) else ():
+        if isinstance(loop, ast.For) and ast.unparse(loop.target) == name:
+            steps = _resolve(_dotted(loop.iter) or "", scope)
+            if isinstance(steps, tuple | list):
+                return list(steps)
+            names = getattr(loop.iter, "elts", [])
+    return [_resolve(dotted, scope) for dotted in map(_dotted, names) if dotted]
+
+
+def _own_class(dotted: str, scope: dict) -> dict:
+    """What `cls` stands for in `Class.method(...)`."""
+    owner = _resolve(dotted.rpartition(".")[0], scope)
+    return {"cls": owner} if inspect.isclass(owner) else {}
 
 
 def _find(code):
@@ -873,6 +940,15 @@ def _dotted(node) -> str | None:
     return None
 
 
+def _chosen(node) -> str | None:
+    """The dotted name of `getattr(module, name)`; "getattr" stands for a name that varies."""
+    if isinstance(node, ast.Call) and _dotted(node.func) == "getattr" and len(node.args) >= 2:
+        owner, name = _dotted(node.args[0]), node.args[1]
+        constant = isinstance(name, ast.Constant) and isinstance(name.value, str)
+        return f"{owner}.{name.value if constant else 'getattr'}" if owner else None
+    return None
+
+
 def _resolve(dotted: str, scope: dict):
     first, *rest = dotted.split(".")
     value = scope.get(first)
@@ -935,9 +1011,31 @@ def _reads_column(node, column: str) -> bool:
 def _single_return(entry):
     if isinstance(entry, ast.Lambda):
         return entry.body
-    body = [n for n in entry.body if not (isinstance(n, ast.Expr) and _is_text(n.value))]
+    body = [n for n in entry.body if not _is_docstring(n)]
     if len(body) == 1 and isinstance(body[0], ast.Return):
         return body[0].value
+    return None
+
+
+def _is_docstring(node) -> bool:
+    return isinstance(node, ast.Expr) and _is_text(node.value)
+
+
+def _mask_of(result, parameter: str):
+    """The expression that chooses the rows, where `result` is the batch with fewer rows."""
+    if isinstance(result, ast.DictComp) and len(result.generators) == 1:
+        source = ast.unparse(result.generators[0].iter)
+        chosen = isinstance(result.value, ast.Subscript) and not result.generators[0].ifs
+        return result.value.slice if chosen and source == f"{parameter}.items()" else None
+    if isinstance(result, ast.Call) and isinstance(result.func, ast.Attribute):
+        inner, method = result.func.value, result.func.attr
+        if method in ("reset_index", "copy"):
+            return _mask_of(inner, parameter)
+        own = method == "filter" and len(result.args) == 1 and not result.keywords
+        return result.args[0] if own and ast.unparse(inner) == parameter else None
+    if isinstance(result, ast.Subscript) and _constant_key(result) is None:
+        own = ast.unparse(result.value) in (parameter, f"{parameter}.loc")
+        return result.slice if own else None
     return None
 
 
@@ -1094,6 +1192,17 @@ def _hides(handler) -> bool:
     return not _STATUS.search(logged)
 
 
+def _makes_up_pixels(handler, function) -> bool:
+    """Whether the handler puts an image of one color in the place of one that was not read, and no
+    word of the function around it could be a mark of that."""
+    text = "\n".join(ast.unparse(n) for n in handler.body)
+    if not re.search(r"\bImage\.new\(|\b(np|numpy|torch)\.(zeros|ones|full|empty)\(", text):
+        return False
+    lines = ast.unparse(function).splitlines()
+    around = [line for line in lines if not line.lstrip().startswith("except")]
+    return not _STATUS.search("\n".join(around))
+
+
 def _is_nothing(node) -> bool:
     return node is None or (isinstance(node, ast.Dict) and not node.keys)
 
@@ -1218,14 +1327,32 @@ def _ranges(node) -> bool:
     return False
 
 
-def _indexes_deeply(node) -> bool:
-    """Whether single elements are visited, as in `a[y, x]`; a part of an array is none."""
+def _taken_apart(loop) -> set[str]:
+    """Names that a loop gives to single elements: `row = rows[y]`."""
+    names = set()
+    for node in ast.walk(loop):
+        if isinstance(node, ast.Assign):
+            targets = getattr(node.targets[0], "elts", node.targets)
+            values = getattr(node.value, "elts", [node.value])
+            for target, value in zip(targets, values, strict=False):
+                taken = isinstance(value, ast.Subscript) and not _slices(value)
+                if taken and isinstance(target, ast.Name) and _constant_key(value) is None:
+                    names.add(target.id)
+    return names
+
+
+def _indexes_deeply(node, elements: set[str]) -> bool:
+    """Whether single elements are visited, as in `a[y, x]`, or in arithmetic `row[x]` with `row`
+    among `elements`; a part of an array is none."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Attribute) and inner.attr in ("getpixel", "putpixel"):
             return True
         if not isinstance(inner, ast.Subscript) or _slices(inner):
             continue
         deep = isinstance(inner.value, ast.Subscript) and not _slices(inner.value)
+        if isinstance(inner.value, ast.Name) and inner.value.id in elements:
+            counted = not isinstance(inner.slice, ast.Constant)
+            deep |= counted and isinstance(inner.parent, ast.BinOp | ast.AugAssign)
         if isinstance(inner.slice, ast.Tuple) or deep:
             return True
     return False

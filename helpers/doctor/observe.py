@@ -61,7 +61,6 @@ class watch:
         self.notes: list[str] = []
         self.blocked = ""  # why the doctor interrupted the main thread
         self._interrupted: threading.Thread | None = None  # Ray Data's loop in that case
-        self.from_items: dict = {}
         self._live: list = []
         self._leave = contextlib.ExitStack()  # undoes the hooks, the last one first
         self._thread = threading.local()
@@ -150,12 +149,15 @@ class watch:
         """Writers that work on the driver: they tell where collected results go."""
         import csv
 
+        import numpy as np
         import pandas as pd
         import pyarrow.parquet as pq
 
         for name in ("to_csv", "to_parquet", "to_json", "to_pickle", "to_feather", "to_excel"):
             self._patch(pd.DataFrame, name, functools.partial(self._driver_wrote, f"pandas {name}"))
         self._patch(pq, "write_table", functools.partial(self._driver_wrote, "pyarrow write_table"))
+        save = functools.partial(self._driver_wrote, "numpy save")
+        self._patch(np, "save", lambda f, file, rows, **kw: save(lambda a: f(file, a, **kw), rows))
         self._patch(json, "dump", functools.partial(self._driver_wrote, "json.dump"))
         writerows = functools.partial(self._driver_wrote, "csv writerows")
         self._patch(csv.DictWriter, "writerows", lambda f, me, rows: writerows(f, rows, me=me))
@@ -325,6 +327,8 @@ class _Recording:
             execution.error = error
             execution.errored_blocks = executor._num_errored_blocks
             execution.spilled = max(0, _spilled_bytes() - self._spilled)
+            if not error and execution.consumer.startswith("iter_") and execution.call:
+                execution.call.rows = execution.operators[-1].rows  # to their end
             if execution.write is not None:
                 before, after = execution.existing or {}, files_in_folder(execution.write.op) or {}
                 execution.written = {k: v for k, v in after.items() if k not in before}

@@ -47,6 +47,12 @@ class Case:
                 steps += [s for other in call.executions for s in other.stages]
         return steps + execution.before(stage)
 
+    def source_of(self, execution: Execution, physical: Physical) -> Physical | None:
+        """The operator whose rows come in, also of the execution that materialized them."""
+        source, roots = input_of(physical), set(execution.call.roots if execution.call else ())
+        made = [c for c in self.calls if _made(c) & roots and c.executions]
+        return source or (made[-1].executions[-1].operators[-1] if made else None)
+
 
 def _made(call) -> set:
     return set(call.made) if call else set()
@@ -260,9 +266,13 @@ def remote_arguments(physical: Physical) -> dict:
 
 def accidental_split(one: Physical, other: Physical) -> str:
     """Why two neighbors are not fused, when only a small difference keeps them apart."""
-    if one.kind != "tasks" or other.kind != "tasks" or not one.stages or not other.stages:
+    if not one.stages or not other.stages:
         return ""
     last, first = one.stages[-1], other.stages[0]
+    if {one.kind, other.kind} == {"tasks", "actors"} and last.is_udf and first.is_udf:
+        return _actors_for_nothing(one, first if is_class(first) else last)
+    if one.kind != "tasks" or other.kind != "tasks":
+        return ""
     if last.kind in ("Filter", "FlatMap") and getattr(first.op, "batch_size", None) is not None:
         return ""  # Ray Data never fuses these
     a, b = remote_arguments(one), remote_arguments(other)
@@ -276,6 +286,19 @@ def accidental_split(one: Physical, other: Physical) -> str:
     if not different and (works or is_images(last)) and first.is_udf:
         return _limited_alone(one, other)
     return ""
+
+
+def _actors_for_nothing(one: Physical, actor: Stage) -> str:
+    """The class of one of two neighbors, where pixels cross and it keeps nothing from one batch to
+    the next: a function would do, and be one operator with the other."""
+    code = actor.code
+    if not code.known or code.init_calls or code.looks_like_model or code.waits_for_others:
+        return ""
+    if code.uses_accelerator_library or actor.physical.gpus or not code.is_class:
+        return ""
+    if not pixel_columns(one.schema) or (one.bytes_out or 0) < MIB:
+        return ""
+    return f"`{actor.name}` runs in actors of its own, and its class keeps nothing that needs one"
 
 
 def _limited_alone(one: Physical, other: Physical) -> str:
@@ -304,7 +327,7 @@ def swallowed(case: Case, mistake_id: str, mine) -> Iterator[Finding]:
             yield Finding(
                 mistake_id,
                 stage.name,
-                f"any error {what} ({where})",
+                f"an error {what} ({where})",
                 "Catch the errors that you expect, mark the row in a column of its own, and "
                 "count them",
                 {},

@@ -216,30 +216,30 @@ def _look_at_images(paths, at_most: int = 16):
 
 def i4(case: Case) -> Iterator[Finding]:
     for execution, stage in case.each():
-        if stage.kind == "Filter" and stage.fn is not None:
-            yield from _late_filter(execution, stage)
+        if stage.kind == "Filter" and stage.fn is not None and stage.code.expressible():
+            yield from _late_filter(execution, stage, stage.code.columns_used())
+        elif stage.kind == "MapBatches" and (used := stage.code.columns_of_a_mask()):
+            yield from _late_filter(execution, stage, used)
         elif stage.kind == "ReadFiles" and not only_a_look(execution):
             yield from _unused_columns(execution, stage)
 
 
-def _late_filter(execution: Execution, stage: Stage) -> Iterator[Finding]:
+def _late_filter(execution: Execution, stage: Stage, used: set[str]) -> Iterator[Finding]:
     before = execution.before(stage)
-    if (
-        not before
-        or before[-1].kind not in ("ReadFiles", "Project")
-        or not stage.code.expressible()
-    ):
+    if not before or before[-1].kind not in ("ReadFiles", "Project"):
         return
     read = next((s for s in before if s.kind == "ReadFiles"), None)
     if read is None or any(s.is_udf for s in before) or only_a_look(execution):
         return
-    used = stage.code.columns_used()
     columns = set(getattr(read.op.scanner.schema, "names", ()))
     if not used or not used <= columns:
         return
     footers = read.footers
     total = footers.rows if footers else None
-    kept = stage.physical.rows
+    later = stage.physical.stages[stage.physical.stages.index(stage) + 1 :]
+    # Behind a function on batches, one that is fused with it may have made other rows of these.
+    known = stage.kind == "Filter" or not any(s.is_udf for s in later)
+    kept = stage.physical.rows if known else None
     if total is not None and kept is not None and kept > 0.9 * total:
         return  # nearly everything is kept: nothing to gain
     amount = (

@@ -1,6 +1,7 @@
 """O: where the answers go."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,9 +120,16 @@ def _rows_held(write: Stage) -> float:
     return rows * (input_row_bytes(write.physical) or 0) if rows and alone else 0.0
 
 
+_ITERATING = {"iter_rows", "iter_batches", "iter_torch_batches"}
+
+
 def o3(case: Case) -> Iterator[Finding]:
     for call in case.calls:
-        if call.name not in ("take_all", "to_pandas") or not call.rows or not call.executions:
+        if (
+            call.name not in {"take_all", "to_pandas"} | _ITERATING
+            or not call.rows
+            or not call.executions
+        ):
             continue
         writer = next((w for w, rows in case.collected if rows == call.rows), None)
         execution = call.executions[-1]
@@ -129,11 +137,13 @@ def o3(case: Case) -> Iterator[Finding]:
             continue  # a summary is small, whatever the data
         if call.rows < 16 or not any(s.is_udf for s in execution.stages):
             continue
-        if call.name == "to_pandas" and _is_small_table(call, execution):
+        if call.name != "take_all" and _is_small_table(call, execution):
             writer = None
         if writer:
             then = f"{writer} wrote them there"
             change = "`write_parquet` from the workers: no row passes through the driver"
+        elif call.name in _ITERATING:
+            continue  # a training loop, or a tally
         elif again := _written_again(case, execution):
             then = f"`{again.consumer}` ran the model a second time to write them"
             change = "`write_parquet` once, then read back the columns that you want to see"
@@ -180,9 +190,11 @@ def o4(case: Case) -> Iterator[Finding]:
         arrays = {k: v[1] for k, v in tensor_columns(schema).items()}
         numbers = _numbers_in_text(_data_files(execution))
         size = sum(_data_files(execution).values())
-        # A handful of scores per row is a table; 16 numbers or more are an array.
-        large = {k: s for k, s in arrays.items() if s is None or elements(s) >= 16}
-        if large or numbers >= 16:
+        # A handful of scores per row is a table, and so are few rows with some more; 16 numbers or
+        # more are an array.
+        least = 16 if size < 100 * KIB else 10
+        large = {k: s for k, s in arrays.items() if s is None or elements(s) >= least}
+        if large or numbers >= least:
             what = (
                 f"column {next(iter(large))!r}"
                 if large
@@ -207,7 +219,7 @@ def _numbers_in_text(files: dict[str, int]) -> int:
                 head = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", file.read(20_000))
             lists = re.findall(r"\[[\s\d.,eE+\-\[]{16,}", head)
             # Joined with blanks or semicolons: one field as well.
-            lists += re.findall(r"(?:-?\d[\d.eE+\-]*[ ;|]+){15,}-?\d", head)
+            lists += re.findall(r"(?:-?\d[\d.eE+\-]*[ ;|]+){9,}-?\d", head)
             return max((len(re.findall(r"\d[\d.eE+\-]*", text)) for text in lists), default=0)
     return 0
 
@@ -318,8 +330,9 @@ def o7(case: Case) -> Iterator[Finding]:
         # so are those of files that this script has read for the same folder before.
         again = _same_files_again(case, execution)
         trial = _trial_before(case, execution)
+        twice = _keys_twice(old, new, suffix)
         same = before and now and before % now == 0 and not _other_source(case, execution)
-        if before and now and (again or trial or same):
+        if before and now and (again or trial or same or twice):
             yield Finding(
                 "O7",
                 execution.write.name,
@@ -327,10 +340,40 @@ def o7(case: Case) -> Iterator[Finding]:
                 f"{amount(now)} more"
                 + (f", and {again} of the files read were read for it before" if again else "")
                 + (", the first from a trial with `limit` of the same work" if trial else "")
+                + (f", {twice[1]} with a {twice[0]!r} that was there before" if twice else "")
                 + ": the default mode appends",
                 '`mode="overwrite"`, or a new folder for each run',
                 {"rows_before": before, "rows_written": now},
             )
+
+
+_KEY = re.compile(r"path|(^|_)id$|name|uri|url|file|key", re.IGNORECASE)
+
+
+def _keys_twice(old: list[str], new: list[str], suffix: str) -> tuple[str, int] | None:
+    """A column of text that tells the new rows apart, and how many of its values the old files
+    have, where these are half of them or more."""
+    import pandas as pd
+
+    read = {
+        ".parquet": pd.read_parquet,
+        ".csv": pd.read_csv,
+        ".json": functools.partial(pd.read_json, lines=True),
+    }.get(suffix)
+    if read is None or len(old) + len(new) > 200:
+        return None
+    with contextlib.suppress(Exception):  # remote, or of another form
+        if sum(Path(name).stat().st_size for name in [*old, *new]) > 64 * MIB:
+            return None
+        before, now = (pd.concat([read(name) for name in names]) for names in (old, new))
+        for column in [c for c in now.columns if _KEY.search(str(c)) and c in before.columns]:
+            if pd.api.types.is_numeric_dtype(now[column]):
+                continue  # each source may count its rows from 0
+            keys, known = set(now[column]), set(before[column])
+            twice = len(keys & known)
+            if len(keys) >= 0.9 * len(now) and twice >= max(1, min(len(keys), len(known)) / 2):
+                return str(column), twice
+    return None
 
 
 def _written_here_before(case: Case, execution: Execution) -> Iterator[Execution]:
@@ -432,4 +475,4 @@ def o8(case: Case) -> Iterator[Finding]:
 def _sorts_by_key(stage: Stage) -> bool:
     """By where a row comes from; sorting by a score may be the purpose."""
     names = [str(c) for c in getattr(stage.op.sort_key, "_columns", [])]
-    return bool(names) and all(re.search(r"path|id$|name|uri|url|file|key", n) for n in names)
+    return bool(names) and all(_KEY.search(name) for name in names)

@@ -10,6 +10,7 @@ from helpers.doctor.rules.case import (
     MIB,
     Case,
     amount,
+    bytes_per_row,
     full_executions,
     gives_answers,
     gpus_of,
@@ -259,11 +260,13 @@ def r7(case: Case) -> Iterator[Finding]:
             size = round((rows_into(stage) or 0) / physical.tasks)  # a batch is a whole block
         if not isinstance(size, int) or size < 128:
             continue
-        images = pixel_columns(schema_into(stage)).values()
+        source = case.source_of(execution, physical)
+        schema = schema_into(stage) or (source.schema if source else None)
+        images = pixel_columns(schema).values()
         for_cpu = images and gives_answers(stage) and not gpus_of(stage)
         if size < 256 and not for_cpu:
             continue
-        row, rows = input_row_bytes(physical), rows_into(stage)
+        row, rows = bytes_per_row(source) if source else None, rows_into(stage)
         size = min(size, rows or size)
         # A model turns each byte of a pixel into a float of four, and makes larger things of it.
         floats = 4 if for_cpu and any(kind == "uint8" for kind, _, _ in images) else 1

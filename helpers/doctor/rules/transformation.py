@@ -90,12 +90,16 @@ def _visited_values(stage: Stage, rows: int) -> tuple[str, int] | None:
     return None
 
 
+_KEEP_COLUMNS = ("Filter", "Limit", "Project")
+
+
 def _shape_of(stage: Stage, column: str) -> tuple | None:
     """The shape of one value of a column that a step gets: () for a number, None: not known."""
     schema = schema_into(stage)
-    position = stage.physical.stages.index(stage)
-    if position == 1 and stage.physical.stages[0].kind == "ReadFiles":
-        schema = stage.physical.stages[0].op.scanner.schema
+    before = stage.physical.stages[: stage.physical.stages.index(stage)]
+    read = before[0] if before and before[0].kind == "ReadFiles" else None
+    if read is not None and all(s.kind in _KEEP_COLUMNS for s in before[1:]):
+        schema = read.op.scanner.schema
     if schema is None and stage is stage.physical.stages[-1]:  # what it passes on, it got
         schema = None if stage.code.changes_column(column) else stage.physical.schema
     tensor = tensor_columns(schema).get(column)
@@ -108,9 +112,12 @@ def _shape_of(stage: Stage, column: str) -> tuple | None:
                 return ()
             # How long lists are is not in the schema; the bytes of a row tell it, if it is all.
             row = input_row_bytes(stage.physical)
+            row = row / len(schema.names) if row else None
+            if read is not None and read.footers is not None and read.footers.rows:
+                row = read.footers.columns.get(column, 0) / read.footers.rows
             if text.startswith(("list", "large_list")) and row and "list" not in text[6:]:
                 width = 4 if re.search(r"int32|float\b", text) else 8
-                return (int(row / width / len(schema.names)),)
+                return (int(row / width),)
     return None
 
 
@@ -212,7 +219,7 @@ def t3(case: Case) -> Iterator[Finding]:
         elif (
             stage.kind == "MapBatches"
             and stage.op.batch_size is None
-            and is_class(stage)
+            and (is_class(stage) or stage.code.is_class)  # or an object's method, in tasks
             and is_model(stage)
             and rows
             and physical.tasks
