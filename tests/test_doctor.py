@@ -601,6 +601,18 @@ def loops_over_numbers(ray, photos, table, out):
     ds.map_batches(squares_by_hand, num_cpus=2).write_parquet(out)
 
 
+@planted("T1", "I4")
+def numbers_of_a_list_behind_a_filter(ray, photos, table, out):
+    def norm(row):
+        return {"id": row["id"], "y": sum(value * value for value in row["vector"]) ** 0.5}
+
+    rows = [{"id": i, "vector": list(np.random.rand(64))} for i in range(400)]
+    os.makedirs(out + "-in")
+    pd.DataFrame(rows).to_parquet(out + "-in/rows.parquet")
+    ds = ray.data.read_parquet(out + "-in").filter(lambda row: row["id"] < 200)
+    ds.map(norm).write_json(out)
+
+
 @planted("R10")
 def shuffled_before_it_was_kept(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)

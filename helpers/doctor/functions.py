@@ -155,6 +155,17 @@ class Facts:
         return False
 
     @property
+    def crops(self) -> bool:
+        """Whether the text cuts something out of an array: `image[top : top + 224, left:right]`."""
+        cuts = [
+            sum(isinstance(i, ast.Slice) and (i.lower or i.upper) is not None for i in index.elts)
+            for body in self.body
+            for node in ast.walk(body)
+            if isinstance(node, ast.Subscript) and isinstance(index := node.slice, ast.Tuple)
+        ]
+        return max(cuts, default=0) >= 2
+
+    @property
     def decodes(self) -> bool:
         return any(c.name in _DECODERS for c in self.calls + self.init_calls)
 

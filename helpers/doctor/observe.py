@@ -14,10 +14,10 @@ from helpers.doctor import rules
 from helpers.doctor.execution import Call, Execution
 from helpers.doctor.plan import (
     files_in_folder,
-    parquet_rows,
     planned,
     read_plan,
     roots_of,
+    rows_in,
     take_statistics,
 )
 from helpers.doctor.report import Diagnosis
@@ -333,7 +333,7 @@ class _Recording:
                 before, after = execution.existing or {}, files_in_folder(execution.write.op) or {}
                 execution.written = {k: v for k, v in after.items() if k not in before}
                 # What Ray counts there are reports of the write, not rows.
-                execution.write.physical.rows = parquet_rows(execution.written)
+                execution.write.physical.rows = rows_in(execution.written)
 
 
 def _pools_have_started(executor) -> bool:

@@ -47,7 +47,7 @@ RULES = {
     "T3": Rule("`batch_size`; rows per task; a loop around the model", t3),
     "T4": Rule("type of the tensors between operators", t4),
     "T5": Rule("columns and bytes that leave the model", t5),
-    "T6": Rule("`num_cpus` and limits of neighbors that are not fused", t6),
+    "T6": Rule("`num_cpus`, limits and actors of neighbors that are not fused", t6),
     "T7": Rule("steps fused into a pool; CPUs it leaves", t7),
     "T8": Rule("`batch_format`; tensors in the input", t8),
     "T9": Rule("conversions in the code of one function", t9),

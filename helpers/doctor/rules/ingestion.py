@@ -107,7 +107,7 @@ def i2(case: Case) -> Iterator[Finding]:
         left = following[0].physical.bytes_out
         gone = left is not None and read.bytes_out and left <= 0.1 * read.bytes_out
         gone = gone and not is_class(following[0]) and not is_model(following[0])
-        if not gone and not any(functions.resizes(s.fn) for s in following):
+        if not gone and not any(functions.resizes(s.fn) or s.code.crops for s in following):
             continue
         if read.stages[-1] is not stage and accidental_split(read, read.outputs[0]):
             continue  # T6 names the cause

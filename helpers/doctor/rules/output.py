@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.doctor.execution import Execution, Stage
-from helpers.doctor.plan import listing, operation, parquet_files, parquet_rows, paths_of
+from helpers.doctor.plan import listing, operation, parquet_files, parquet_rows, paths_of, rows_in
 from helpers.doctor.report import Finding
 from helpers.doctor.rules.case import (
     KIB,
@@ -325,7 +325,7 @@ def o7(case: Case) -> Iterator[Finding]:
         suffix = Path(next(iter(execution.written))).suffix
         old = [f for f in execution.existing if f.endswith(suffix)]
         new = list(_data_files(execution))
-        before, now = _lines_or_rows(old, suffix), _lines_or_rows(new, suffix)
+        before, now = rows_in(old), rows_in(new)
         # Other rows may be appended on purpose. As many again, once or more, are the same ones; and
         # so are those of files that this script has read for the same folder before.
         again = _same_files_again(case, execution)
@@ -428,16 +428,6 @@ def _trial_before(case: Case, execution: Execution) -> bool:
         and _all_files_read(other) == _all_files_read(execution)
         for other in _written_here_before(case, execution)
     )
-
-
-def _lines_or_rows(files: list[str], suffix: str) -> int | None:
-    if suffix == ".parquet":
-        return parquet_rows(files)
-    total = 0
-    for name in files[:1000]:
-        with contextlib.suppress(OSError), open(name, "rb") as file:
-            total += sum(1 for _ in file) - (1 if suffix == ".csv" else 0)
-    return total
 
 
 def o8(case: Case) -> Iterator[Finding]:
