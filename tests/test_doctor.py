@@ -873,6 +873,24 @@ def healthy(function):
     return function
 
 
+class Smooth:
+    """Keeps something from one batch to the next: that is what an actor is for."""
+
+    def __call__(self, batch):
+        self.last = 0.9 * getattr(self, "last", 0.0) + 0.1 * batch["image"].mean()
+        return {"path": batch["path"], "image": batch["image"] - np.uint8(self.last)}
+
+
+@healthy
+def an_actor_that_keeps_something(ray, photos, table, out):
+    def large(row):
+        return {"path": row["path"], "image": np.repeat(decode(row)["image"], 3, axis=0)}
+
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(large)
+    ds = ds.map_batches(Smooth, batch_size=8, num_cpus=0.5, compute=pool(ray))
+    ds.write_numpy(out, column="image")
+
+
 @healthy
 def text(ray, photos, table, out):
     folder = out + "-text"
@@ -1151,7 +1169,16 @@ def gray_and_a_mark(row):
     return {"image": np.asarray(image.resize((96, 96))), "status": status}
 
 
+def gray_and_a_flag(row):
+    try:
+        pixels, there = np.asarray(Image.open(row["path"])), True
+    except OSError:
+        pixels, there = np.zeros((96, 96, 3), np.uint8), False
+    return {"image": pixels, "there": there}
+
+
 def test_pixels_that_are_made_up():
+    assert not functions.facts(gray_and_a_flag).swallowed()[0]
     assert "Image.new" in functions.facts(gray_for_what_it_expects).swallowed()[0]
     assert not functions.facts(gray_and_a_mark).swallowed()[0]
 

@@ -1180,7 +1180,11 @@ def _catches_everything(handler) -> bool:
     return ast.unparse(handler.type) in ("Exception", "BaseException")
 
 
-_STATUS = re.compile(r"error|status|ok\b|valid|fail|bad|reject|corrupt|skipp|broken|missing", re.I)
+_STATUS = re.compile(
+    r"error|status|ok\b|valid|fail|bad|reject|corrupt|skipp|broken|missing"
+    r"|readable|success|usable",
+    re.I,
+)
 
 
 def _hides(handler) -> bool:
@@ -1209,6 +1213,9 @@ def _makes_up_pixels(handler, function) -> bool:
     text = "\n".join(ast.unparse(n) for n in handler.body)
     if not re.search(r"\bImage\.new\(|\b(np|numpy|torch)\.(zeros|ones|full|empty)\(", text):
         return False
+    values = [n.value for b in handler.body for n in ast.walk(b) if isinstance(n, ast.Constant)]
+    if any(value is None or isinstance(value, bool) for value in values) or "nan" in text:
+        return False  # that may be the mark
     lines = ast.unparse(function).splitlines()
     around = [line for line in lines if not line.lstrip().startswith("except")]
     return not _STATUS.search("\n".join(around))

@@ -1,5 +1,6 @@
 """What a rule gets, and the questions that several rules ask."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -296,6 +297,9 @@ def _actors_for_nothing(one: Physical, actor: Stage) -> str:
         return ""
     if code.uses_accelerator_library or actor.physical.gpus or not code.is_class:
         return ""
+    given = (getattr(actor.op, f"fn_constructor_{kind}", None) for kind in ("args", "kwargs"))
+    if any(given) or re.search(r"self\.\w+(\[.*?\])?\s*\W?=[^=]", code.call_text):
+        return ""  # it is given something to keep, or finds it
     if not pixel_columns(one.schema) or (one.bytes_out or 0) < MIB:
         return ""
     return f"`{actor.name}` runs in actors of its own, and its class keeps nothing that needs one"
