@@ -620,6 +620,21 @@ def shuffled_before_it_was_kept(ray, photos, table, out):
     ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
 
 
+@planted("R10")
+def pixels_in_a_random_order(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(128, 128), mode="RGB", include_paths=True)
+    ds = ds.random_shuffle()
+    ds.map(lambda row: {"path": row["path"], "y": row["image"].mean()}).write_parquet(out)
+
+
+@planted("I2")
+def sized_pixels_for_a_few_numbers(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(200, 200), mode="RGB", include_paths=True)
+    ds.map_batches(lambda b: {"y": b["image"].mean(axis=(1, 2, 3))}, batch_size=8).write_parquet(
+        out
+    )
+
+
 @planted("R10", "T8")
 def pixels_sorted(ray, photos, table, out):
     def brightness(frame):
@@ -1414,6 +1429,18 @@ def test_double_precision_counts_in_the_model_and_not_in_its_answers():
     assert functions.facts(DoubleModel).float64()
     assert functions.facts(DoubleImages).float64()
     assert not functions.facts(DoubleAnswers).float64()
+
+
+def built_where_it_is_called(batch):
+    from torchvision.models import resnet18
+
+    net = resnet18(weights=None)
+    return {"y": net(batch["image"]).detach().numpy()}
+
+
+def test_autograd_is_seen_where_only_workers_import_torch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    assert "net" in functions.facts(built_where_it_is_called).autograd()
 
 
 def test_a_model_from_a_builder_runs_with_autograd():

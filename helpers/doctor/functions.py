@@ -301,17 +301,18 @@ class Facts:
     def autograd(self, arguments: dict | None = None) -> str | None:
         """The model call that runs with autograd, when the text proves it. `arguments`: of the
         class's `__init__`, by name."""
-        torch = sys.modules.get("torch")
-        if not self.known or torch is None:
+        torch = sys.modules.get("torch")  # not there when only the workers import it
+        if not self.known:
             return None
         if _NO_GRAD.search(self.call_text) or _GRAD_OFF.search(self.init_text):
             return None
-        models = self._torch_models() | self._given_models(arguments or {}, torch)
+        models = self._torch_models()
+        models |= self._given_models(arguments or {}, torch) if torch else {}
         for call in self.calls:
             name = ast.unparse(call.node.func)
             if name in models:
                 return f"`{name}(...)`, {models[name]}"
-            if _learns(call.target, torch):
+            if torch and _learns(call.target, torch):
                 return f"`{name}(...)`, a {type(call.target).__name__}"
         return None
 

@@ -92,10 +92,10 @@ def _only_passed_on(columns: set[str], model: Stage) -> bool:
 
 
 def i2(case: Case) -> Iterator[Finding]:
-    """Full-size pixels leave the read; somebody makes them small only afterwards."""
+    """Pixels leave the read; somebody makes them small only afterwards."""
     for execution, stage in case.each():
         read = stage.physical
-        if not is_images(stage) or stage.op.datasource.size is not None or not read.rows:
+        if not is_images(stage) or not read.rows:
             continue
         if not _leaves_read(stage) or _own_cpus(stage) not in (None, 1):
             continue  # fused with what follows, or I10
@@ -107,7 +107,9 @@ def i2(case: Case) -> Iterator[Finding]:
         left = following[0].physical.bytes_out
         gone = left is not None and read.bytes_out and left <= 0.1 * read.bytes_out
         gone = gone and not is_class(following[0]) and not is_model(following[0])
-        if not gone and not any(functions.resizes(s.fn) or s.code.crops for s in following):
+        cut = any(functions.resizes(s.fn) or s.code.crops for s in following)
+        sized = stage.op.datasource.size is not None  # then they are as small as was asked for
+        if not (gone and (next_is_udf(read) or not sized) or cut and not sized):
             continue
         if read.stages[-1] is not stage and accidental_split(read, read.outputs[0]):
             continue  # T6 names the cause

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from helpers.doctor import functions
-from helpers.doctor.execution import Execution, Physical
+from helpers.doctor.execution import Execution, Physical, Stage
 from helpers.doctor.report import Finding
 from helpers.doctor.rules.case import (
     MIB,
@@ -23,6 +23,7 @@ from helpers.doctor.rules.case import (
     rows_into,
     schema_into,
     sized_blocks,
+    tensor_bytes,
 )
 from helpers.plots import megabytes
 
@@ -362,37 +363,11 @@ def r10(case: Case) -> Iterator[Finding]:
                     {"bytes": size},
                     "plan",
                 )
-            # Without a model: pixels moved for an order, and a later step makes them small.
-            moved = sum(p.bytes_out or 0 for p in stage.physical.inputs)
-            moved = max(moved, (stage.physical.rows or 0) * (input_row_bytes(stage.physical) or 0))
-            pixels = pixel_columns(schema_into(stage))
             users = [s for s in case.after(execution, stage) if s.is_udf]
-            if stage.kind == "Sort" and not models and pixels and users and moved >= 1e6:
-                yield Finding(
-                    "R10",
-                    stage.name,
-                    f"{megabytes(moved)} of pixels are moved for an order, and "
-                    f"`{users[0].name}` may only start afterwards",
-                    "Compute first, keep a key, and sort the small result if it has to be",
-                    {"bytes": moved},
-                    "plan",
-                )
-            source = input_of(stage.physical)
-            moved = source.bytes_out or 0 if source else 0
-            if stage.kind == "Repartition" and users and pixels and moved >= 1e6:
-                used = users[0].code.columns_used()
-                unused = [name for name in pixels if used is not None and name not in used]
-                if unused and getattr(stage.op, "keys", None):
-                    yield Finding(
-                        "R10",
-                        stage.name,
-                        f"{megabytes(moved)} are moved to bring groups together, with the pixels "
-                        f"in {', '.join(unused)}, and `{users[0].name}` does not use them",
-                        "`select_columns([...])` in front of `groupby`: the key and what the "
-                        "function needs",
-                        {"bytes": moved},
-                        "plan",
-                    )
+            if users and not models:
+                yield from _pixels_in_order(execution, stage, users)
+            if users and getattr(stage.op, "keys", None):
+                yield from _pixels_in_groups(stage, users[0])
         if (
             execution.preserve_order
             and (execution.write is not None or execution.consumer in ("count", "materialize"))
@@ -409,6 +384,56 @@ def r10(case: Case) -> Iterator[Finding]:
                 {},
                 "plan",
             )
+
+
+def _pixels_in_order(execution: Execution, stage: Stage, users: list[Stage]) -> Iterator[Finding]:
+    """Without a model: pixels are moved for an order, and a later step makes them small."""
+    moved = sum(p.bytes_out or 0 for p in stage.physical.inputs)
+    moved = max(moved, (stage.physical.rows or 0) * (input_row_bytes(stage.physical) or 0))
+    pixels = pixel_columns(schema_into(stage))
+    if stage.kind == "RandomShuffle" and stage is stage.physical.stages[-1]:
+        # It is fused with what is before it, and counts neither rows nor bytes.
+        pixels = pixel_columns(stage.physical.schema)
+        row = sum(tensor_bytes(kind, shape) for kind, shape, _ in pixels.values() if shape)
+        moved = max(moved, row * (users[0].physical.rows_in or 0))
+    for_nothing = stage.kind == "Sort" or _random_for_nothing(execution, stage, users[0])
+    if for_nothing and pixels and moved >= 1e6:
+        yield Finding(
+            "R10",
+            stage.name,
+            f"{megabytes(moved)} of pixels are moved for an order, and `{users[0].name}` may only "
+            "start afterwards",
+            "Compute first, keep a key, and sort the small result if it has to be",
+            {"bytes": moved},
+            "plan",
+        )
+
+
+def _random_for_nothing(execution: Execution, shuffle: Stage, user: Stage) -> bool:
+    """Whether rows are shuffled, and not to sample or split them, and the next step leaves no image
+    of them: a random order of images may be the purpose."""
+    parted = execution.call is not None and execution.call.parts > 1
+    parted |= any(s.kind == "Limit" for s in execution.after(shuffle))
+    left = not user.physical.rows or pixel_columns(user.physical.schema)
+    return shuffle.kind == "RandomShuffle" and not parted and not left
+
+
+def _pixels_in_groups(stage: Stage, user: Stage) -> Iterator[Finding]:
+    """Pixels that go along when groups are brought together, for a function that uses none."""
+    source = input_of(stage.physical)
+    moved = source.bytes_out or 0 if source else 0
+    used = user.code.columns_used()
+    unused = [n for n in pixel_columns(schema_into(stage)) if used is not None and n not in used]
+    if stage.kind == "Repartition" and unused and moved >= 1e6:
+        yield Finding(
+            "R10",
+            stage.name,
+            f"{megabytes(moved)} are moved to bring groups together, with the pixels in "
+            f"{', '.join(unused)}, and `{user.name}` does not use them",
+            "`select_columns([...])` in front of `groupby`: the key and what the function needs",
+            {"bytes": moved},
+            "plan",
+        )
 
 
 def r11(case: Case) -> Iterator[Finding]:
