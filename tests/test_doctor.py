@@ -1218,6 +1218,12 @@ def computed_mask(batch):
     return {name: column[mask] for name, column in batch.items()}
 
 
+def mask_in_two_steps(df):
+    mask = df["x"] > 0.5
+    mask = mask & (df["id"] < 3)
+    return df[mask]
+
+
 def mask_and_more(df):
     df["y"] = df["x"] * 2
     return df[df["x"] > 0.5]
@@ -1228,6 +1234,16 @@ def test_functions_that_only_choose_rows():
     assert columns == [{"x", "label"}, {"x", "id"}, {"x"}]
     assert not functions.facts(computed_mask).columns_of_a_mask()
     assert not functions.facts(mask_and_more).columns_of_a_mask()
+    assert not functions.facts(mask_in_two_steps).columns_of_a_mask()
+
+
+def test_numpy_saves_however_it_is_called(tmp_path):
+    with observe.watch() as seen:
+        np.save(tmp_path / "a.npy", np.ones(3), False)
+        np.save(file=tmp_path / "b.npy", arr=np.ones(4))
+        np.save(tmp_path / "c.npy", 5.0)
+    assert [rows for _, rows in seen.collected] == [3, 4]
+    assert not seen.notes
 
 
 class Loaded(torch.nn.Module):

@@ -266,7 +266,10 @@ class Facts:
             one = isinstance(statement, ast.Assign) and len(statement.targets) == 1
             if not one or not isinstance(statement.targets[0], ast.Name):
                 return set()
-            named[statement.targets[0].id] = statement.value
+            name = statement.targets[0].id
+            if name in named or name == self.parameter:
+                return set()  # what it stands for depends on the line
+            named[name] = statement.value
         mask = _mask_of(result, self.parameter) if isinstance(result, ast.AST) else None
         columns, queue = set(), [mask] if mask is not None else []
         while queue:
@@ -277,7 +280,7 @@ class Facts:
             elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == self.parameter:
                 columns.add(node.attr)  # df.x
             elif isinstance(node, ast.Name) and node.id in named:
-                queue.append(named[node.id])
+                queue.append(named.pop(node.id))  # once: it may name itself
             elif isinstance(node, ast.Call):
                 method = getattr(node.func, "attr", "")
                 if method in ("column", "field") and len(node.args) == 1 and _is_text(node.args[0]):

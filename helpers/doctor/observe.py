@@ -156,8 +156,7 @@ class watch:
         for name in ("to_csv", "to_parquet", "to_json", "to_pickle", "to_feather", "to_excel"):
             self._patch(pd.DataFrame, name, functools.partial(self._driver_wrote, f"pandas {name}"))
         self._patch(pq, "write_table", functools.partial(self._driver_wrote, "pyarrow write_table"))
-        save = functools.partial(self._driver_wrote, "numpy save")
-        self._patch(np, "save", lambda f, file, rows, **kw: save(lambda a: f(file, a, **kw), rows))
+        self._patch(np, "save", self._numpy_saved)
         self._patch(json, "dump", functools.partial(self._driver_wrote, "json.dump"))
         writerows = functools.partial(self._driver_wrote, "csv writerows")
         self._patch(csv.DictWriter, "writerows", lambda f, me, rows: writerows(f, rows, me=me))
@@ -179,6 +178,13 @@ class watch:
             if rows is not None and (writer != "pandas to_csv" or target is not None):
                 self.collected.append((writer, int(rows)))
         return original(me, what) if me is not None else original(what, *args, **kwargs)
+
+    def _numpy_saved(self, original, *args, **kwargs):
+        with self._careful():
+            array = args[1] if len(args) > 1 else kwargs.get("arr")
+            if getattr(array, "shape", ()):
+                self.collected.append(("numpy save", len(array)))
+        return original(*args, **kwargs)
 
     @contextlib.contextmanager
     def _careful(self):
