@@ -147,6 +147,21 @@ def keeps_one_class_of_the_answers(ray, photos, table, out):
     ds.filter(lambda row: "/n01/" in row["path"]).write_parquet(out)
 
 
+@planted("I1")
+def keeps_one_class_by_an_expression(ray, photos, table, out):
+    from ray.data.expressions import col
+
+    ds = ray.data.read_images(photos, size=(32, 32), mode="RGB", include_paths=True)
+    ds = ds.filter(expr=col("path").str.match_regex("/n01/"))
+    ds.map_batches(lambda b: {"mean": b["image"].mean(axis=(1, 2, 3))}).write_parquet(out)
+
+
+@planted("I4")
+def all_columns_for_a_filter_and_one_of_them(ray, photos, table, out):
+    ds = ray.data.read_parquet(table).filter(lambda row: row["x"] >= 0).select_columns(["id"])
+    ds.write_parquet(out)
+
+
 @planted("I4")
 def filter_as_a_function(ray, photos, table, out):
     ray.data.read_parquet(table).filter(lambda r: r["x"] > 0.9).write_parquet(out)
@@ -508,34 +523,36 @@ def one_table_of_paths(ray, photos, table, out):
     ds.map_batches(Model, batch_size=8, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
 
 
+def black_images(batch):
+    n = len(batch["id"])
+    return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
+
+
 @planted("R7")
 def a_batch_of_many_images(ray, photos, table, out):
-    def images(batch):
-        n = len(batch["id"])
-        return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
-
-    ds = ray.data.range(130, override_num_blocks=2).map_batches(images, batch_size=65)
+    ds = ray.data.range(130, override_num_blocks=2).map_batches(black_images, batch_size=65)
     ds = ds.map_batches(Model, batch_size=128, num_cpus=0.5, compute=pool(ray))
     ds.write_parquet(out, min_rows_per_file=1000)
 
 
 @planted("R7", "T3")
 def a_batch_of_a_whole_block(ray, photos, table, out):
-    def images(batch):
-        n = len(batch["id"])
-        return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
-
-    ds = ray.data.from_pandas(pd.DataFrame({"id": range(130)})).map_batches(images, batch_size=65)
+    ds = ray.data.from_pandas(pd.DataFrame({"id": range(130)})).map_batches(
+        black_images, batch_size=65
+    )
     ds.map_batches(Model, batch_size=None, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
+
+
+@planted("I7", "T3", "R9")
+def one_block_and_three_models(ray, photos, table, out):
+    ds = ray.data.range(130, override_num_blocks=1).map_batches(black_images, batch_size=65)
+    ds = ds.map_batches(Model, batch_size=None, num_cpus=0.2, compute=pool(ray, size=3))
+    ds.write_parquet(out)
 
 
 @planted("R7", "T3", "I8")
 def a_batch_of_everything_that_is_kept(ray, photos, table, out):
-    def images(batch):
-        n = len(batch["id"])
-        return {"path": batch["id"], "image": np.zeros((n, 224, 224, 3), np.uint8)}
-
-    kept = ray.data.range(130).map_batches(images, batch_size=65).materialize()
+    kept = ray.data.range(130).map_batches(black_images, batch_size=65).materialize()
     kept.map_batches(Model, batch_size=256, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
 
 
@@ -562,7 +579,7 @@ class TorchModel(Model):
 @planted("R9")
 def more_models_than_cores(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(32, 32), mode="RGB", include_paths=True)
-    ds = ds.map_batches(TorchModel, batch_size=4, num_cpus=0.1, compute=pool(ray, size=4))
+    ds = ds.map_batches(TorchModel, batch_size=4, num_cpus=0.1, compute=pool(ray, size=3))
     ds.write_parquet(out, min_rows_per_file=1000)
 
 
@@ -937,6 +954,14 @@ def images_of_one_size(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
     ds = ds.map_batches(Model, batch_size=8, num_cpus=0.9, compute=pool(ray))
     assert len(ds.take_all()) == 24
+
+
+@healthy
+def as_many_actors_as_cores_do_it_all(ray, photos, table, out):
+    share = {"num_cpus": 0.4}  # what they reserve is less than what they use
+    ds = ray.data.read_binary_files(photos, include_paths=True, **share).map(decode, **share)
+    ds = ds.map_batches(Model, batch_size=8, compute=pool(ray, size=2), **share)
+    ds.write_parquet(out, min_rows_per_file=1000)
 
 
 @healthy

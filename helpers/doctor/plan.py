@@ -11,6 +11,13 @@ from helpers.doctor.execution import Execution, Footers, Physical, Stage
 _MAX_LISTED = 20_000  # files of a folder
 
 
+def columns_of(expression) -> set[str]:
+    """The columns that an expression of Ray Data looks at."""
+    from ray.data._internal.planner.plan_expression import expression_visitors
+
+    return set(expression_visitors.get_column_references(expression))
+
+
 def read_plan(topology, options, context) -> Execution:
     """The plan of one execution, before it runs. `topology`: physical operators, sources first."""
     import ray

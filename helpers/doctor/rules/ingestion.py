@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ import pyarrow.fs
 
 from helpers.doctor import functions
 from helpers.doctor.execution import Execution, Physical, Stage
-from helpers.doctor.plan import listing, parquet_files, paths_of
+from helpers.doctor.plan import columns_of, listing, parquet_files, paths_of
 from helpers.doctor.report import Finding
 from helpers.doctor.rules.case import (
     KIB,
@@ -62,7 +61,7 @@ def i1(case: Case) -> Iterator[Finding]:
         if stage.fn is not None:
             used = stage.code.columns_used()
         else:
-            used = set(re.findall(r"col\('(\w+)'\)", str(stage.op.predicate_expr)))
+            used = columns_of(stage.op.predicate_expr)
         if (
             not used
             or not used <= from_path
@@ -274,6 +273,11 @@ def _unused_columns(execution: Execution, read: Stage) -> Iterator[Finding]:
             if here is None:
                 return
             used |= here
+            break
+        elif stage.kind == "Project" and used:  # behind a function: it cannot move into the read
+            if any(type(e).__name__ == "StarExpr" for e in stage.op.exprs):
+                return
+            used |= set().union(*map(columns_of, stage.op.exprs))
             break
         else:
             return  # anything else may need all of them

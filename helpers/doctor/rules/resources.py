@@ -313,19 +313,21 @@ def r9(case: Case) -> Iterator[Finding]:
             smallest = physical.pool[0]
             what = f"{smallest} actors were started and there were {amount(physical.tasks, 'task')}"
             numbers = {"actors": smallest, "tasks": physical.tasks}
-            # Two actors for one block happen in any small run; a quarter of four or more do not.
-            if smallest >= 4 and physical.tasks <= 0.75 * smallest:
+            idle = smallest - physical.tasks
+            # Two actors for one block happen in any small run; two without work do not, nor does a
+            # quarter of four.
+            if idle >= 2 or (smallest >= 4 and idle >= smallest / 4):
                 yield Finding(
                     "R9",
                     physical.name,
-                    f"{what}: {smallest - physical.tasks} never got work",
+                    f"{what}: {idle} never got work",
                     "A pool that grows: `ActorPoolStrategy(min_size=1, max_size=...)`; or more "
                     "blocks",
                     numbers,
                 )
             # Models that share cores compute no faster, and each has to start and to load first.
             elif (
-                smallest >= max(4, 2 * execution.cpus)
+                smallest > max(2, execution.cpus)
                 and not physical.gpus
                 and physical.tasks <= 4 * smallest
                 and any(

@@ -223,7 +223,8 @@ def t3(case: Case) -> Iterator[Finding]:
             and is_model(stage)
             and rows
             and physical.tasks
-            and not sized_blocks(execution, stage)
+            # Blocks of a chosen size are a decision; one of many rows for everything is none.
+            and (not sized_blocks(execution, stage) or (physical.tasks == 1 and rows >= 64))
         ):
             per_task = rows / physical.tasks
             row_bytes = input_row_bytes(physical)
@@ -438,8 +439,8 @@ def t7(case: Case) -> Iterator[Finding]:
             if physical.has_run and largest == float("inf"):
                 largest = max(physical.actors, 1)
             held = largest * max(physical.per_actor[0], 0)
-            # All cores busy with actors: then there is nobody left to overlap with.
-            if held > execution.cpus - 1 + 1e-6:
+            # All cores busy with actors, whatever they reserve: nobody is left to overlap with.
+            if held > execution.cpus - 1 + 1e-6 or largest >= execution.cpus:
                 continue
             names = " and ".join(s.name for s in work)
             yield Finding(
