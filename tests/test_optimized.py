@@ -93,13 +93,19 @@ def test_what_a_killed_run_left_undone_is_done_by_the_next_one(photos, settings,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not list(output.glob("*.parquet")):  # the test's timeout ends a wait in vain
+
+    def whole():
+        """The files that are complete; at any moment the run may be in the middle of one."""
+        files = [file for file in output.glob("*.parquet") if file.stat().st_size >= 12]
+        return [file for file in files if file.read_bytes().endswith(b"PAR1")]
+
+    while not whole():  # the test's timeout ends a wait in vain
         assert run.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     time.sleep(2)  # until Ray has ended the workers of a driver that is gone
-    finished = {file: file.stat().st_mtime_ns for file in output.glob("*.parquet")}
+    finished = {file: file.stat().st_mtime_ns for file in whole()}
     result = optimized.run(str(source), str(output), settings)
     assert 0 < result["done"] < 160 and result["done"] + result["classified"] == 160
     paths = [row["path"] for row in table(output)]
