@@ -957,6 +957,16 @@ def images_of_one_size(ray, photos, table, out):
 
 
 @healthy
+def gray_photos_among_others_in_one_mode(ray, photos, table, out):
+    os.makedirs(f"{out}-photos")
+    for i in range(12):
+        image = Image.linear_gradient("L").resize((96, 96))
+        (image if i % 3 else image.convert("RGB")).save(f"{out}-photos/{i}.jpg")
+    ds = ray.data.read_images(f"{out}-photos", mode="RGB", include_paths=True)
+    ds.map_batches(Model, batch_size=4, num_cpus=0.9, compute=pool(ray)).write_parquet(out)
+
+
+@healthy
 def as_many_actors_as_cores_do_it_all(ray, photos, table, out):
     share = {"num_cpus": 0.4}  # what they reserve is less than what they use
     ds = ray.data.read_binary_files(photos, include_paths=True, **share).map(decode, **share)
@@ -1076,6 +1086,18 @@ def test_small_files_are_reported_once_by_the_write_that_made_them(ray, tmp_path
         lambda: ray.data.read_parquet(str(tmp_path / "out")).map_batches(lambda b: b).count()
     )
     assert "I5" in later.ids
+
+
+def test_pixels_that_wait_for_a_whole_file_name_the_write(ray, photos, tmp_path):
+    def mean(batch):
+        return {"path": batch["path"], "mean": [image.mean() for image in batch["image"]]}
+
+    def pipeline():
+        ds = ray.data.read_images(photos, mode="RGB", include_paths=True).map_batches(mean)
+        ds.write_parquet(str(tmp_path / "out"), min_rows_per_file=1000)
+
+    found = {finding.id: finding for finding in look(pipeline).findings}
+    assert "the write collects 1000 rows" in found["I2"].evidence
 
 
 def test_small_objects_of_a_bucket_are_many_sooner_than_small_files(ray, tmp_path):

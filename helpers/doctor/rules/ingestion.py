@@ -124,11 +124,23 @@ def i2(case: Case) -> Iterator[Finding]:
                 "I2",
                 stage.name,
                 f"{megabytes(read.bytes_out)} of decoded pixels went through the object store, the "
-                f"files have {megabytes(encoded)}; they are made smaller only in the next operator",
+                f"files have {megabytes(encoded)}; they are made smaller only in the next operator"
+                + _why_apart(following[0].physical),
                 "Decode and resize in one step: `read_binary_files` or `download`, then a map that "
                 "decodes and crops; or `size=` in `read_images`",
                 {"bytes_out": read.bytes_out, "bytes_of_files": encoded, "rows": read.rows},
             )
+
+
+def _why_apart(following: Physical) -> str:
+    """What keeps an operator from being fused with the read before it: it must collect rows."""
+    for stage in following.stages:
+        rows = getattr(stage.op, "min_rows_per_bundled_input", None)
+        if rows and stage.kind == "Write":
+            return f", which is not fused with the read: the write collects {rows} rows for a file"
+        if rows:
+            return f", which is not fused with the read: `{stage.name}` collects {rows} for a batch"
+    return ""
 
 
 def i3(case: Case) -> Iterator[Finding]:
@@ -137,7 +149,7 @@ def i3(case: Case) -> Iterator[Finding]:
             continue
         read, source = stage.physical, stage.op.datasource
         alone = _leaves_read(stage)
-        shapes, ratio = _look_at_images(paths_of(source))
+        shapes, ratio = _look_at_images(paths_of(source), source.mode)
         ragged = alone and any(s is None for _, s, _ in tensor_columns(read.schema).values())
         ragged = ragged or len(shapes) > 1
         encoded = _encoded_bytes(stage)
@@ -199,17 +211,18 @@ def _encoded_bytes(stage: Stage) -> int:
     return 0
 
 
-def _look_at_images(paths, at_most: int = 16):
-    """Different shapes among some local files (headers only), and decoded to encoded bytes."""
-    from PIL import Image
+def _look_at_images(paths, mode: str | None, at_most: int = 16):
+    """Different shapes among some local files (headers only), and decoded to encoded bytes, when
+    they are read in this mode, each in its own without."""
+    from PIL import Image, ImageMode
 
     shapes, decoded, encoded = set(), 0, 0
     step = max(1, len(paths) // at_most)
     for path in paths[::step][:at_most]:
         with contextlib.suppress(Exception):
             with Image.open(path) as image:
-                bands = len(image.getbands())
-                shapes.add((*image.size, image.mode))
+                bands = len(ImageMode.getmode(mode or image.mode).bands)
+                shapes.add((*image.size, mode or image.mode))
                 decoded += image.size[0] * image.size[1] * bands
             encoded += os.path.getsize(path)
     return shapes, decoded / encoded if encoded else 0.0
