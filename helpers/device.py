@@ -143,12 +143,12 @@ def _precision(device: Device, why: dict) -> tuple[str, float]:
 def _images_per_block(device: Device, precision: str, why: dict) -> int:
     """Answers come a block at a time: few images make the first ones early, many spread what a task
     costs."""
-    if device.kind == "cpu" and precision == "float32":
+    if device.kind == "cpu":
         why["images_per_block"] = (
-            "About a second of an actor's work in float32: the first answers come early, and what "
-            "a task costs is still spread."
+            f"About a second of an actor's work in {precision}: the first answers come early, and "
+            "what a task costs is still spread."
         )
-        return 8
+        return 8 if precision == "float32" else 16
     why["images_per_block"] = (
         "Some batches for an actor, about a second of decoding for a task: work arrives early, and "
         "what a task costs is spread."

@@ -88,6 +88,8 @@ def test_a_batch_fills_a_gpu_and_stays_small_on_a_cpu():
     # A slow core gets small blocks: answers come a block at a time.
     fast = device.recommend(machine(2, cpu_bf16=True))
     assert device.recommend(machine(2)).images_per_block < fast.images_per_block
+    # To a GPU the blocks come from tasks, which decode.
+    assert fast.images_per_block < device.recommend(machine(8, 1)).images_per_block
 
 
 def test_little_memory_means_fewer_replicas():
