@@ -824,6 +824,18 @@ def a_limit_that_nothing_needs(ray, photos, table, out):
     ds.map_batches(Model, batch_size=4, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
 
 
+@planted("T6", "T7")
+def a_share_that_only_one_of_two_functions_has(ray, photos, table, out):
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(decode, num_cpus=0.5).map(small)
+    ds.map_batches(Model, batch_size=8, compute=pool(ray)).write_parquet(out)
+
+
+@planted("T6")
+def a_share_that_the_filter_has_not(ray, photos, table, out):
+    ds = ray.data.read_binary_files(photos, include_paths=True).map(decode, num_cpus=0.5)
+    ds.filter(lambda row: row["image"].mean() > 1).write_numpy(out, column="image")
+
+
 @planted("I6", "T3")
 def one_image_a_block_and_all_in_one_batch(ray, photos, table, out):
     def load(row):

@@ -271,6 +271,10 @@ def accidental_split(one: Physical, other: Physical) -> str:
         return ""
     last, first = one.stages[-1], other.stages[0]
     if {one.kind, other.kind} == {"tasks", "actors"} and last.is_udf and first.is_udf:
+        cpus = [_cpus_asked(stage) for stage in (last, first)]
+        # Two functions, of which the second runs in an actor only because it is fused with one.
+        if not is_class(last) and not is_class(first) and cpus[0] != cpus[1] and max(cpus) <= 1:
+            return f"`num_cpus` is {cpus[0]:g} here and {cpus[1]:g} there"
         return _actors_for_nothing(one, first if is_class(first) else last)
     if one.kind != "tasks" or other.kind != "tasks":
         return ""
@@ -280,13 +284,18 @@ def accidental_split(one: Physical, other: Physical) -> str:
     different = {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
     # The read of plain bytes or tables is not work for a CPU: another share for it is a decision.
     works = last.is_udf or (last.kind == "Filter" and last.fn is not None)
-    if different == {"num_cpus"} and works and first.is_udf:
+    python = first.is_udf or (first.kind == "Filter" and first.fn is not None)
+    if different == {"num_cpus"} and works and python:
         if max(one.cpus, other.cpus) > 1:
             return ""  # more than one CPU is asked for on purpose: threads
         return f"`num_cpus` is {one.cpus:g} here and {other.cpus:g} there"
     if not different and (works or is_images(last)) and first.is_udf:
         return _limited_alone(one, other)
     return ""
+
+
+def _cpus_asked(stage: Stage) -> float:
+    return float((getattr(stage.op, "ray_remote_args", None) or {}).get("num_cpus") or 1)
 
 
 def _actors_for_nothing(one: Physical, actor: Stage) -> str:

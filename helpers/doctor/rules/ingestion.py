@@ -478,9 +478,9 @@ def i8(case: Case) -> Iterator[Finding]:
         last = call.executions[-1].operators[-1] if call.executions else None
         if call.parts and call.finished and last is not None:
             readers = [c for c in case.calls if c is not call and set(c.roots) & set(call.made)]
+            readers = [c for c in readers if c.name not in ("schema", "size_bytes")]  # run nothing
             # Who also counts, or looks at some rows, has a use for it.
-            looks = ("count", "schema", "size_bytes", "show", "take", "take_batch")
-            work = [c for c in readers if c.name not in looks]
+            work = [c for c in readers if c.name not in ("count", "show", "take", "take_batch")]
             # What fits anywhere may be kept for a look; 64 MB are much for one.
             floor = 1e6 if len(readers) == len(work) else 64e6
             spilled = sum(e.spilled for e in call.executions)
