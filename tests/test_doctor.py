@@ -9,12 +9,14 @@ import functools
 import io
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import pandas as pd
@@ -824,6 +826,15 @@ def a_limit_that_nothing_needs(ray, photos, table, out):
     ds.map_batches(Model, batch_size=4, num_cpus=0.5, compute=pool(ray)).write_parquet(out)
 
 
+@planted("I8")
+def kept_for_one_reader_and_weighed(ray, photos, table, out):
+    ds = ray.data.read_images(photos, size=(160, 160), mode="RGB", include_paths=True).materialize()
+    print(ds.size_bytes(), ds.schema())
+    ds.map_batches(lambda b: {"y": b["image"].mean(axis=(1, 2, 3))}, batch_size=8).write_parquet(
+        out
+    )
+
+
 @planted("T6", "T7")
 def a_share_that_only_one_of_two_functions_has(ray, photos, table, out):
     ds = ray.data.read_binary_files(photos, include_paths=True).map(decode, num_cpus=0.5).map(small)
@@ -966,6 +977,17 @@ def images_of_one_size(ray, photos, table, out):
     ds = ray.data.read_images(photos, size=(64, 64), mode="RGB", include_paths=True)
     ds = ds.map_batches(Model, batch_size=8, num_cpus=0.9, compute=pool(ray))
     assert len(ds.take_all()) == 24
+
+
+@healthy
+def a_share_of_a_cpu_for_who_waits(ray, photos, table, out):
+    def fetched(row):
+        with urllib.request.urlopen(pathlib.Path(row["path"]).as_uri()) as answer:
+            return {"path": row["path"], "bytes": answer.read()}
+
+    files = [{"path": f"{photos}/n{i % 4:02d}/{i}.JPEG"} for i in range(24)]
+    ds = ray.data.from_items(files, override_num_blocks=4).map(fetched, num_cpus=0.1)
+    ds.filter(lambda row: len(row["bytes"]) > 100).map(decode).write_numpy(out, column="image")
 
 
 @healthy

@@ -270,11 +270,12 @@ def accidental_split(one: Physical, other: Physical) -> str:
     if not one.stages or not other.stages:
         return ""
     last, first = one.stages[-1], other.stages[0]
+    if any(s.fn is not None and s.code.waits_for_others for s in (last, first)):
+        return ""  # it waits for the network, or a service bears only so many requests
     if {one.kind, other.kind} == {"tasks", "actors"} and last.is_udf and first.is_udf:
-        cpus = [_cpus_asked(stage) for stage in (last, first)]
         # Two functions, of which the second runs in an actor only because it is fused with one.
-        if not is_class(last) and not is_class(first) and cpus[0] != cpus[1] and max(cpus) <= 1:
-            return f"`num_cpus` is {cpus[0]:g} here and {cpus[1]:g} there"
+        if not is_class(last) and not is_class(first):
+            return _unequal_cpus(_cpus_asked(last), _cpus_asked(first))
         return _actors_for_nothing(one, first if is_class(first) else last)
     if one.kind != "tasks" or other.kind != "tasks":
         return ""
@@ -283,15 +284,21 @@ def accidental_split(one: Physical, other: Physical) -> str:
     a, b = remote_arguments(one), remote_arguments(other)
     different = {k for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
     # The read of plain bytes or tables is not work for a CPU: another share for it is a decision.
-    works = last.is_udf or (last.kind == "Filter" and last.fn is not None)
-    python = first.is_udf or (first.kind == "Filter" and first.fn is not None)
-    if different == {"num_cpus"} and works and python:
-        if max(one.cpus, other.cpus) > 1:
-            return ""  # more than one CPU is asked for on purpose: threads
-        return f"`num_cpus` is {one.cpus:g} here and {other.cpus:g} there"
-    if not different and (works or is_images(last)) and first.is_udf:
+    if different == {"num_cpus"} and _is_python(last) and _is_python(first):
+        return _unequal_cpus(one.cpus, other.cpus)
+    if not different and (_is_python(last) or is_images(last)) and first.is_udf:
         return _limited_alone(one, other)
     return ""
+
+
+def _is_python(stage: Stage) -> bool:
+    return stage.is_udf or (stage.kind == "Filter" and stage.fn is not None)
+
+
+def _unequal_cpus(here: float, there: float) -> str:
+    if here == there or max(here, there) > 1:
+        return ""  # more than one CPU is asked for on purpose: threads
+    return f"`num_cpus` is {here:g} here and {there:g} there"
 
 
 def _cpus_asked(stage: Stage) -> float:
@@ -316,12 +323,11 @@ def _actors_for_nothing(one: Physical, actor: Stage) -> str:
 
 def _limited_alone(one: Physical, other: Physical) -> str:
     """The `size` or `concurrency` that one of two neighbors has and the other has not, where pixels
-    cross for it and nothing in the code needs the limit."""
-    limits = {}
-    for stage in (one.stages[-1], other.stages[0]):
-        limits[stage.name] = getattr(getattr(stage.op, "compute", None), "size", None)
-        if limits[stage.name] and stage.fn is not None and stage.code.waits_for_others:
-            return ""  # a service that bears only so many requests
+    cross for it."""
+    limits = {
+        stage.name: getattr(getattr(stage.op, "compute", None), "size", None)
+        for stage in (one.stages[-1], other.stages[0])
+    }
     (name, size), *rest = [(n, s) for n, s in limits.items() if s is not None] or [("", None)]
     if size is None or rest or not pixel_columns(one.schema) or (one.bytes_out or 0) < MIB:
         return ""

@@ -393,14 +393,16 @@ def _needed_later(later: list[Stage], name: str) -> bool:
 
 
 def t6(case: Case) -> Iterator[Finding]:
+    seen = set()  # the same steps may run in several executions, each with other neighbors
     for execution in case.executions:
         for physical in execution.operators:
             if len(physical.outputs) != 1:
                 continue
             following = physical.outputs[0]
             why = accidental_split(physical, following)
-            if not why:
+            if not why or following.stages[0].signature in seen:
                 continue
+            seen.add(following.stages[0].signature)
             size = (
                 f"; {megabytes(physical.bytes_out)} went from one to the other"
                 if physical.rows
